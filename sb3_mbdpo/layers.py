@@ -1,0 +1,240 @@
+"""Layers shared by every head of the world model.
+
+A hidden layer is Linear -> (Dropout) -> LayerNorm -> activation. The critics live in one batched ensemble, so that
+any number of them costs one matrix product per layer.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+WEIGHT_STD = 0.02
+# The slope of Mish is 1 in float32 from here on, and exp(x)^2 still far from overflow
+MISH_LINEAR_ABOVE = 20.0
+
+
+class _FastMish(th.autograd.Function):
+    """
+    Mish from one exponential: with m = (1 + e^x)^2 + 1, tanh(softplus(x)) is 1 - 2 / m.
+
+    PyTorch's own kernel evaluates log and tanh one number at a time on a CPU. An exponential that overflows leaves the
+    exact limits: x for the value, 1 for the slope.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        u = x.exp().add_(1)
+        r = th.addcmul(x.new_ones(()), u, u).reciprocal_()
+        return th.addcmul(x, x, r, value=-2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        # d/dx [x - 2 x / m] = 1 - 2 / m + 4 x e^x (1 + e^x) / m^2; the clamp keeps the last term from being inf / inf
+        e = x.clamp(max=MISH_LINEAR_ABOVE).exp_()
+        u = e + 1
+        r = th.addcmul(x.new_ones(()), u, u).reciprocal_()
+        slope = e.mul_(u).mul_(r).mul_(x).mul_(2).sub_(1).mul_(r).mul_(2).add_(1)
+        return slope.mul_(grad)
+
+
+class Mish(nn.Module):
+    """x tanh(softplus(x)), in a form that is fast on CPUs as well."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: Any shape
+        :return: Same shape
+        """
+        if x.device.type == "cpu":
+            result: th.Tensor = _FastMish.apply(x)  # type: ignore[no-untyped-call]
+            return result
+        return F.mish(x)
+
+
+class SimNorm(nn.Module):
+    """
+    Simplicial normalisation: softmax over consecutive groups of units (TD-MPC2, section 3.1).
+
+    :param group_size: Units in a group (paper symbol V); the input width must be a multiple of it.
+    """
+
+    def __init__(self, group_size: int = 8):
+        super().__init__()
+        self.group_size = group_size
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: [..., D]
+        :return: [..., D], each group of ``group_size`` units sums to one
+        """
+        return x.unflatten(-1, (-1, self.group_size)).softmax(dim=-1).flatten(-2)
+
+    def extra_repr(self) -> str:
+        return f"group_size={self.group_size}"
+
+
+class NormedLinear(nn.Module):
+    """
+    Linear -> LayerNorm -> activation.
+
+    :param in_dim: Input width
+    :param out_dim: Output width
+    :param activation: Module applied last
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, activation: nn.Module):
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim)
+        self.norm = nn.LayerNorm(out_dim)
+        self.activation = activation
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: [..., in_dim]
+        :return: [..., out_dim]
+        """
+        return self.activation(self.norm(self.linear(x)))
+
+
+def mlp(
+    in_dim: int,
+    hidden: Sequence[int],
+    out_dim: int,
+    out_activation: nn.Module | None = None,
+    activation_fn: type[nn.Module] = Mish,
+    zero_last: bool = False,
+) -> nn.Sequential:
+    """
+    Multi-layer perceptron of normed hidden layers.
+
+    :param in_dim: Input width
+    :param hidden: Widths of the hidden layers
+    :param out_dim: Output width
+    :param out_activation: When given, the last layer is normed too and ends in it; otherwise it is a plain Linear
+    :param activation_fn: Activation of the hidden layers
+    :param zero_last: Start the last layer at zero, so that a new head predicts zero everywhere
+    :return: [..., in_dim] -> [..., out_dim]
+    """
+    widths = [in_dim, *hidden]
+    layers: list[nn.Module] = [
+        NormedLinear(a, b, activation_fn()) for a, b in zip(widths[:-1], widths[1:], strict=True)
+    ]
+    last: nn.Module
+    if out_activation is None:
+        last = nn.Linear(widths[-1], out_dim)
+    else:
+        last = NormedLinear(widths[-1], out_dim, out_activation)
+    layers.append(last)
+    net = nn.Sequential(*layers)
+    net.apply(init_weights)
+    if zero_last and isinstance(last, nn.Linear):
+        nn.init.zeros_(last.weight)
+    return net
+
+
+def init_weights(module: nn.Module) -> None:
+    """
+    Truncated normal weights (std 0.02) and zero biases for linear layers, as TD-MPC2 does.
+
+    :param module: Any module; those without a linear weight are left alone
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=WEIGHT_STD)
+        nn.init.zeros_(module.bias)
+
+
+class EnsembleMLP(nn.Module):
+    """
+    E multi-layer perceptrons of one shape, evaluated together as batched matrix products.
+
+    Dropout acts on the first layer only. It draws from the generator handed to :meth:`forward`, so that training is
+    reproducible without touching the global random state.
+
+    :param n_members: Number of members E
+    :param in_dim: Input width
+    :param hidden: Widths of the hidden layers
+    :param out_dim: Output width
+    :param activation_fn: Activation of the hidden layers
+    :param dropout: Dropout probability of the first layer
+    """
+
+    def __init__(
+        self,
+        n_members: int,
+        in_dim: int,
+        hidden: Sequence[int],
+        out_dim: int,
+        activation_fn: type[nn.Module] = Mish,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.n_members = n_members
+        self.dropout = dropout
+        self.activation = activation_fn()
+        widths = [in_dim, *hidden, out_dim]
+        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        self.weights = nn.ParameterList([nn.Parameter(th.empty(n_members, a, b)) for a, b in pairs])
+        self.biases = nn.ParameterList([nn.Parameter(th.zeros(n_members, 1, b)) for _, b in pairs])
+        self.norm_weights = nn.ParameterList([nn.Parameter(th.ones(n_members, 1, b)) for _, b in pairs[:-1]])
+        self.norm_biases = nn.ParameterList([nn.Parameter(th.zeros(n_members, 1, b)) for _, b in pairs[:-1]])
+        for weight in self.weights[:-1]:
+            nn.init.trunc_normal_(weight, std=WEIGHT_STD)
+        nn.init.zeros_(self.weights[-1])
+
+    def select(self, members: th.Tensor, detach: bool = False) -> Callable[[th.Tensor], th.Tensor]:
+        """
+        Freeze a choice of members, so that who evaluates two of many pays for two.
+
+        :param members: Indices of the members [K], int64; the choice is not read on the host
+        :param detach: Leave the members' parameters out of the graph
+        :return: Function [..., in_dim] -> [K, ..., out_dim], without dropout
+        """
+        tensors = [[t.detach() if detach else t for t in group] for group in self._tensors()]
+        if len(members) != self.n_members:
+            tensors = [[t.index_select(0, members) for t in group] for group in tensors]
+        return lambda x: self._apply_members(x, tensors, None)
+
+    def forward(self, x: th.Tensor, generator: th.Generator | None = None) -> th.Tensor:
+        """
+        :param x: [..., in_dim]
+        :param generator: Source of the dropout masks; dropout acts only in training mode and when it is given
+        :return: [E, ..., out_dim]
+        """
+        return self._apply_members(x, self._tensors(), generator if self.training else None)
+
+    def _tensors(self) -> list[list[th.Tensor]]:
+        return [list(self.weights), list(self.biases), list(self.norm_weights), list(self.norm_biases)]
+
+    def _apply_members(self, x: th.Tensor, tensors: list[list[th.Tensor]], generator: th.Generator | None) -> th.Tensor:
+        weights, biases, norm_weights, norm_biases = tensors
+        n_members, lead = len(weights[0]), x.shape[:-1]
+        h = x.reshape(1, -1, x.shape[-1]).expand(n_members, -1, -1)
+        for i, (norm_weight, norm_bias) in enumerate(zip(norm_weights, norm_biases, strict=True)):
+            h = th.baddbmm(biases[i], h, weights[i])
+            if i == 0 and self.dropout > 0 and generator is not None:
+                h = h * dropout_mask(h, self.dropout, generator)
+            h = th.addcmul(norm_bias, F.layer_norm(h, h.shape[-1:]), norm_weight)
+            h = self.activation(h)
+        out = th.baddbmm(biases[-1], h, weights[-1])
+        return out.view(n_members, *lead, out.shape[-1])
+
+
+def dropout_mask(x: th.Tensor, rate: float, generator: th.Generator) -> th.Tensor:
+    """
+    Mask for inverted dropout at low rates: as many random positions as are dropped on average are set to zero.
+
+    Drawing only the dropped positions instead of one number per unit is what makes dropout of 1% nearly free.
+
+    :param x: Tensor to mask
+    :param rate: Fraction of units dropped
+    :param generator: Source of the positions
+    :return: Zeros and 1 / (1 - rate), of the shape of ``x``
+    """
+    count = round(rate * x.numel())
+    dropped = th.randint(x.numel(), (count,), generator=generator, device=generator.device)
+    return th.full_like(x, 1 / (1 - rate)).view(-1).index_fill_(0, dropped, 0.0).view_as(x)

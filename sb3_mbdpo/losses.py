@@ -1,0 +1,270 @@
+"""Losses of one update (paper section 4 and appendix; TD-MPC2, section 3.2).
+
+Verified against the released implementation: each loss, the regression targets, the running statistics and the
+gradient norms of every module (tests/test_golden.py). Different on purpose: the energy pairs each latent with its own
+action (the released code pairs it with another step's), targets take a random pair of critics (released: always the
+first two), and windows cut short by an episode's end are masked. The score network's loss is in `distillation.py`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch as th
+from torch.nn import functional as F
+
+from sb3_mbdpo.search import random_pair
+from sb3_mbdpo.world_model import WorldModel
+
+STATISTICS_MOMENTUM = 0.99
+ENERGY_JITTER = 0.5
+CROSS_TD_ROWS = 32
+Metrics = dict[str, th.Tensor]
+
+
+@dataclass(frozen=True)
+class LossCoefficients:
+    """
+    Weights of the losses; all are arguments of ``MBDPO``, where they are described.
+
+    :param consistency: Latent consistency
+    :param reward: Reward cross-entropy
+    :param value: Value cross-entropy
+    :param termination: Termination cross-entropy
+    :param energy: Noise-contrastive loss of the energy
+    :param entropy: Entropy bonus of the prior
+    :param rho: Temporal weight rho of the loss, rho^t
+    """
+
+    consistency: float = 20.0
+    reward: float = 0.1
+    value: float = 0.1
+    termination: float = 1.0
+    energy: float = 1.0
+    entropy: float = 1e-4
+    rho: float = 0.5
+
+
+class LatentBatch(NamedTuple):
+    """
+    A batch of windows, encoded.
+
+    ``first`` [B, L] latents of the first observations, with gradient; ``targets`` [H, B, L] latents of the observations
+    after each action, without; ``actions`` [H, B, A]; ``rewards``, ``terminations``, ``masks`` [H, B, 1]; ``task`` [B].
+    """
+
+    first: th.Tensor
+    targets: th.Tensor
+    actions: th.Tensor
+    rewards: th.Tensor
+    terminations: th.Tensor
+    masks: th.Tensor
+    task: th.Tensor | None = None
+
+
+class UpdateNoise(NamedTuple):
+    """
+    Every random number of an update but dropout: standard normals ``target`` [H, B, A] (bootstrap actions), ``energy``
+    [H, B, A] (prior actions), ``jitter`` [H, B, A], ``prior`` [H + 1, B, A]; ``uniform`` [H, B, A] on [-1, 1];
+    ``target_critics`` and ``prior_critics`` [2], indices.
+    """
+
+    target: th.Tensor
+    energy: th.Tensor
+    jitter: th.Tensor
+    uniform: th.Tensor
+    prior: th.Tensor
+    target_critics: th.Tensor
+    prior_critics: th.Tensor
+
+
+def draw_update_noise(model: WorldModel, actions: th.Tensor, generator: th.Generator) -> UpdateNoise:
+    """
+    :param model: World model
+    :param actions: The batch's actions [H, B, A]
+    :param generator: Source of all draws, on the device of ``actions``
+    :return: The random numbers of one update
+    """
+    horizon, batch, width = actions.shape
+
+    def normal(steps: int) -> th.Tensor:
+        return th.randn(steps, batch, width, generator=generator, device=generator.device)
+
+    uniform = th.rand(horizon, batch, width, generator=generator, device=generator.device) * 2 - 1
+    pairs = (random_pair(model.n_critics, generator), random_pair(model.n_critics, generator))
+    return UpdateNoise(normal(horizon), normal(horizon), normal(horizon), uniform, normal(horizon + 1), *pairs)
+
+
+@th.no_grad()
+def td_target(
+    model: WorldModel, batch: LatentBatch, next_action: th.Tensor, critics: th.Tensor, discount: float | th.Tensor
+) -> th.Tensor:
+    """
+    One-step targets y = r + gamma (1 - done) min of two target critics.
+
+    :param model: World model
+    :param batch: Encoded batch
+    :param next_action: Action of the bootstrap policy at ``batch.targets`` [H, B, A]
+    :param critics: Indices of the two target critics [2]
+    :param discount: gamma, a number or [B, 1] per task
+    :return: [H, B, 1]
+    """
+    value = model.value(batch.targets, next_action, batch.task, model.target_critics.select(critics)).amin(0)
+    return batch.rewards + discount * (1 - batch.terminations) * value
+
+
+def world_model_loss(
+    model: WorldModel,
+    batch: LatentBatch,
+    target: th.Tensor,
+    noise: UpdateNoise,
+    coefficients: LossCoefficients,
+    generator: th.Generator | None = None,
+    episodic: bool = False,
+) -> tuple[th.Tensor, th.Tensor, Metrics]:
+    """
+    Consistency, reward, value, termination and energy losses along a latent rollout.
+
+    :param model: World model
+    :param batch: Encoded batch
+    :param target: TD targets [H, B, 1]
+    :param noise: Random numbers
+    :param coefficients: Weights of the losses
+    :param generator: Source of the critics' dropout
+    :param episodic: Train the termination head
+    :return: total loss, rolled-out latents [H + 1, B, L] with gradient, each loss by name (detached)
+    """
+    horizon = len(batch.actions)
+    latents = [batch.first]
+    for action in batch.actions:
+        latents.append(model.next(latents[-1], action, batch.task))
+    z = th.stack(latents)
+    rho = coefficients.rho ** th.arange(horizon, device=z.device)[:, None, None]
+    weight = rho * batch.masks
+
+    joined = model.join(z[:-1], batch.actions, batch.task)
+    consistency = ((z[1:] - batch.targets).pow(2).mean(-1, keepdim=True) * weight).mean()
+    reward = (model.two_hot.cross_entropy(model.reward(joined), batch.rewards) * weight).mean()
+    logits = model.critics(joined, generator)
+    value = (model.two_hot.cross_entropy(logits, target.expand(len(logits), -1, -1, -1)) * weight).mean()
+    losses = {"consistency": consistency, "reward": reward, "value": value}
+    total = coefficients.consistency * consistency + coefficients.reward * reward + coefficients.value * value
+    if episodic and model.termination is not None:
+        ended = model.termination(model.join(z[1:], None, batch.task))
+        losses["termination"] = _masked_bce(ended, batch.terminations, batch.masks)
+        total = total + coefficients.termination * losses["termination"]
+    if model.energy is not None and coefficients.energy > 0:
+        losses["energy"] = energy_loss(model, z[:-1].detach(), batch, noise)
+        total = total + coefficients.energy * losses["energy"]
+    return total, z, {name: loss.detach() for name, loss in losses.items()}
+
+
+def energy_loss(model: WorldModel, z: th.Tensor, batch: LatentBatch, noise: UpdateNoise) -> th.Tensor:
+    """
+    Noise-contrastive loss of the energy: the data's action against the hardest of three negatives (paper's NCE).
+
+    Also moves the running mean and standard deviation that scale the energy in the search.
+
+    :param model: World model with an energy
+    :param z: Detached latents [H, B, L]
+    :param batch: Encoded batch
+    :param noise: Random numbers
+    :return: Scalar loss
+    """
+    assert model.energy is not None
+    with th.no_grad():
+        proposed = model.prior_action(z, noise.energy, batch.task)
+        jittered = (proposed + ENERGY_JITTER * noise.jitter).clamp(-1, 1)
+        negatives = th.stack([proposed, jittered, noise.uniform])
+        mask = model.mask(batch.task)
+        negatives = negatives if mask is None else negatives * mask
+        hardest = model.energy(model.join(z.expand(3, -1, -1, -1), negatives, batch.task)).argmax(0, keepdim=True)
+        negative_actions = negatives.gather(0, hardest.expand(-1, -1, -1, negatives.shape[-1])).squeeze(0)
+    # One pass for both: [2, H, B, 1]
+    actions = th.stack([batch.actions, negative_actions])
+    energies = model.energy(model.join(z.expand(2, -1, -1, -1), actions, batch.task))
+    update_energy_statistics(model, energies.detach(), batch.masks.expand_as(energies))
+    positive = _masked_bce(energies[0], th.ones_like(energies[0]), batch.masks)
+    return 0.5 * (positive + _masked_bce(energies[1], th.zeros_like(energies[1]), batch.masks))
+
+
+def update_energy_statistics(model: WorldModel, energies: th.Tensor, masks: th.Tensor) -> None:
+    """
+    Move the running mean and standard deviation towards a batch's (momentum 0.99).
+
+    :param model: World model, changed in place
+    :param energies: [...]
+    :param masks: Validity [...]
+    """
+    count = masks.sum()
+    mean = (energies * masks).sum() / count
+    std = (((energies - mean).pow(2) * masks).sum() / count).sqrt()
+    model.energy_mean.lerp_(mean.reshape(1), 1 - STATISTICS_MOMENTUM)
+    model.energy_std.lerp_(std.clamp(min=1e-6).reshape(1), 1 - STATISTICS_MOMENTUM)
+
+
+def prior_loss(
+    model: WorldModel, z: th.Tensor, batch: LatentBatch, noise: UpdateNoise, coefficients: LossCoefficients, tau: float
+) -> tuple[th.Tensor, Metrics]:
+    """
+    Policy loss of the prior: scaled value plus entropy, on the detached latents of the rollout.
+
+    Also moves the running 5-95 percentile range S that scales values.
+
+    :param model: World model
+    :param z: Detached latents [H + 1, B, L]
+    :param batch: Encoded batch (masks, task)
+    :param noise: Random numbers
+    :param coefficients: Entropy coefficient and rho
+    :param tau: Step of the running range
+    :return: Scalar loss and metrics
+    """
+    sample = model.prior_sample(z, noise.prior, batch.task)
+    critics = model.critics.select(noise.prior_critics, detach=True)
+    value = model.value(z, sample.action, batch.task, critics).mean(0)
+    with th.no_grad():
+        low, high = value[0].flatten().quantile(th.tensor([0.05, 0.95], device=z.device))
+        model.prior_scale.lerp_((high - low).clamp(min=1.0).reshape(1), tau)
+    rho = coefficients.rho ** th.arange(len(z), device=z.device)[:, None, None]
+    # The latent after a masked transition is nobody's; the first one always is somebody's
+    masks = th.cat([th.ones_like(batch.masks[:1]), batch.masks])
+    objective = coefficients.entropy * sample.scaled_entropy + value / model.prior_scale.clone()
+    loss = -(objective * rho * masks).mean()
+    return loss, {
+        "prior": loss.detach(),
+        "prior_entropy": -sample.log_prob.detach().mean(),
+        "value_mean": value.detach()[0].mean(),
+        "prior_scale": model.prior_scale.detach().clone(),
+    }
+
+
+@th.no_grad()
+def cross_td_error(
+    model: WorldModel, z: th.Tensor, batch: LatentBatch, critics: th.Tensor, discount: float | th.Tensor
+) -> th.Tensor:
+    """
+    Mean absolute TD error of the critics when the next action is the one that was executed (paper's cross-TD error).
+
+    Small when the policy that the critics bootstrap from acts like the one that collected the data. Measured on the
+    first rows of the batch: it is a figure to watch, not a loss.
+
+    :param model: World model
+    :param z: Latents of the rollout [H + 1, B, L], H at least 2
+    :param batch: Encoded batch
+    :param critics: Indices of the two critics
+    :param discount: gamma, a number or [B, 1]
+    :return: Scalar
+    """
+    rows = slice(0, CROSS_TD_ROWS)
+    task = None if batch.task is None else batch.task[rows]
+    discount = discount[rows] if isinstance(discount, th.Tensor) else discount
+    value = model.value(z[0, rows], batch.actions[0, rows], task, model.critics.select(critics)).mean(0)
+    targets = model.target_critics.select(critics)
+    next_value = model.value(batch.targets[0, rows], batch.actions[1, rows], task, targets).mean(0)
+    error = batch.rewards[0, rows] + discount * (1 - batch.terminations[0, rows]) * next_value - value
+    # A termination needs no next action; anything else does
+    known = th.maximum(batch.masks[1, rows], batch.terminations[0, rows])
+    return (error.abs() * known).sum() / known.sum().clamp(min=1)
+
+
+def _masked_bce(logits: th.Tensor, target: th.Tensor, masks: th.Tensor) -> th.Tensor:
+    return (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * masks).mean()

@@ -1,0 +1,454 @@
+"""Model-Based Diffusion Policy Optimization as a Stable-Baselines3 algorithm (arXiv 2605.26282).
+
+What was checked against the authors' released implementation: the world model, the search and one update, to 1e-5
+(tests/test_golden.py). What differs is named at the head of each module: `search`, `losses`, `distillation`.
+"""
+
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+
+from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
+from sb3_mbdpo.losses import LossCoefficients
+from sb3_mbdpo.metrics import RunningMeans
+from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy, PlanResult, check_act_mode
+from sb3_mbdpo.presets import discount_for, episode_length_of, learning_starts_for, resolve_preset
+from sb3_mbdpo.updates import BOOTSTRAPS, Learner
+
+SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
+
+
+class MBDPO(OffPolicyAlgorithm):
+    """
+    Model-Based Diffusion Policy Optimization.
+
+    A latent world model is learned from replayed sequences; actions come from a diffusion over action sequences whose
+    score is estimated by rollouts in that model (``act_mode="search"``), or from the network it is distilled into.
+
+    Paper: https://arxiv.org/abs/2605.26282. In the list below symbols are the paper's; "preset" marks arguments whose
+    default the preset decides, and an explicit value always wins.
+
+    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class
+    :param env: Environment, its id, or a vector environment; None only when loading
+    :param learning_rate: Adam's learning rate, 3e-4, or a schedule of the remaining progress (1 to 0)
+    :param buffer_size: Transitions kept for replay
+    :param learning_starts: Random environment steps before the first update. None: max(1000, 5 L) for episodes of
+        length L, followed by ``warmup_updates``
+    :param batch_size: Windows per update. Preset (256)
+    :param tau: Polyak step of the target critics and of the prior's value range (0.01)
+    :param gamma: Discount factor. None: clip((L/5 - 1) / (L/5), 0.95, 0.995), or 0.99 when L is unknown
+    :param train_freq: Environment steps (per environment) between updates, or e.g. ``(1, "episode")``
+    :param gradient_steps: Updates after each rollout; -1, the default, is one per collected transition
+    :param action_noise: Additional noise on actions while collecting, as in TD3 or SAC
+    :param replay_buffer_class: A subclass of ``SequenceReplayBuffer`` or ``DictSequenceReplayBuffer``; None selects one
+    :param replay_buffer_kwargs: Its further arguments
+    :param optimize_memory_usage: Not supported: sequences need the terminal observations
+    :param n_steps: Not supported (1): targets are one-step, the planning horizon is ``horizon``
+    :param preset: "paper" (the paper's sizes and search), "cpu" (what learns fastest on a few cores), "debug" (everything
+        tiny, for tests) or "auto": paper on a GPU, cpu otherwise
+    :param model_size: Millions of parameters: 0.02, 0.2, 0.5, 1, 5, 19, 48 or 317. Larger models are slower and reach
+        higher returns on hard tasks. Preset
+    :param horizon: Plan length H and length of replayed windows, environment steps (3). Longer plans lean more on the
+        model and less on the critics, and cost in proportion. Preset
+    :param denoising_steps: Length T of the noise schedule; a search takes T - 1 steps. Cost in proportion. Preset
+    :param n_samples: Candidate plans N of each denoising step. Cost in proportion. Preset
+    :param n_elites: Best candidates K that form the next plan; fewer are greedier. Preset
+    :param n_prior_trajectories: Candidates M that are rollouts of the prior. Preset
+    :param temperature: Temperature lambda of the weights over normalised returns (0.5); lower is greedier. Preset
+    :param beta_start: First beta of the noise schedule; sets the finest spread of candidates. Preset
+    :param beta_end: Last beta of the noise schedule; a larger one looks further around the warm start. Preset
+    :param exploration_noise: Standard deviation of the Gaussian noise on executed actions while exploring, in units of
+        the scaled action (-1 to 1). Preset
+    :param energy_coef: Weight eta of the energy F in the search (0.01): the trust region around the data. 0 ignores it
+    :param act_mode: "search": plan with the world model; "score": the distilled diffusion policy alone, far cheaper;
+        "prior": the Gaussian prior alone
+    :param bootstrap: Policy whose actions the critics' targets take: "prior" (as released) or "score" (the distilled
+        diffusion policy, closer to the one that acts)
+    :param warmup_updates: Updates done at once when learning starts. None: one per step collected so far when
+        ``learning_starts`` is None too (the paper's rule), otherwise 0 (as in other SB3 algorithms)
+    :param consistency_coef: Weight of the latent consistency loss (20)
+    :param reward_coef: Weight of the reward loss (0.1)
+    :param value_coef: Weight of the value loss (0.1)
+    :param termination_coef: Weight of the termination loss (1)
+    :param energy_loss_coef: Weight of the energy's noise-contrastive loss (1); 0 leaves the energy untrained at zero
+    :param score_coef: Weight of the score network's loss (1); 0 leaves the network out, and ``act_mode="score"`` with it
+    :param entropy_coef: Weight of the prior's scaled entropy (1e-4)
+    :param rho: Temporal weight of the losses, rho^t (0.5): lower trusts the first model steps more
+    :param encoder_lr_scale: Learning rate of the encoder relative to ``learning_rate`` (0.3)
+    :param max_grad_norm: Gradient-norm clip, for world model, prior and score network each (20)
+    :param score_batch_size: Latents per update on which the score network is trained. Preset
+    :param score_samples: Candidate plans per latent in the score network's targets. Preset
+    :param episodic: Whether episodes can terminate. None: the termination head joins in with the first termination seen
+    :param stats_window_size: Episodes averaged in the logs
+    :param tensorboard_log: Folder of the tensorboard logs
+    :param policy_kwargs: Arguments of the policy: net_arch, activation_fn, n_critics, widths, features extractor,
+        optimizer; see ``MBDPOPolicy``
+    :param verbose: 0: nothing, 1: device, wrappers, preset and warm-up, 2: debug
+    :param seed: Seed of everything random
+    :param device: "auto", "cpu", "cuda", ...
+    :param _init_setup_model: Build the networks at construction
+    :raises ValueError: for arguments that cannot work, naming the argument
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: MBDPOPolicy
+    replay_buffer: SequenceReplayBuffer | DictSequenceReplayBuffer | None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[MBDPOPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int | None = None,
+        batch_size: int | None = None,
+        tau: float = 0.01,
+        gamma: float | None = None,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = -1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        preset: str = "auto",
+        model_size: float | None = None,
+        horizon: int | None = None,
+        denoising_steps: int | None = None,
+        n_samples: int | None = None,
+        n_elites: int | None = None,
+        n_prior_trajectories: int | None = None,
+        temperature: float | None = None,
+        beta_start: float | None = None,
+        beta_end: float | None = None,
+        exploration_noise: float | None = None,
+        energy_coef: float = 0.01,
+        act_mode: str = "search",
+        bootstrap: str = "prior",
+        warmup_updates: int | None = None,
+        consistency_coef: float = 20.0,
+        reward_coef: float = 0.1,
+        value_coef: float = 0.1,
+        termination_coef: float = 1.0,
+        energy_loss_coef: float = 1.0,
+        score_coef: float = 1.0,
+        entropy_coef: float = 1e-4,
+        rho: float = 0.5,
+        encoder_lr_scale: float = 0.3,
+        max_grad_norm: float = 20.0,
+        score_batch_size: int | None = None,
+        score_samples: int | None = None,
+        episodic: bool | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,  # type: ignore[arg-type]  # resolved below
+            batch_size,  # type: ignore[arg-type]
+            tau,
+            gamma,  # type: ignore[arg-type]
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            sde_support=False,
+            supported_action_spaces=(spaces.Box,),
+        )
+        self.preset, self.model_size, self.horizon = preset, model_size, horizon
+        self.denoising_steps, self.n_samples, self.n_elites = denoising_steps, n_samples, n_elites
+        self.n_prior_trajectories, self.temperature = n_prior_trajectories, temperature
+        self.beta_start, self.beta_end = beta_start, beta_end
+        self.exploration_noise, self.energy_coef = exploration_noise, energy_coef
+        self.act_mode, self.bootstrap, self.warmup_updates = act_mode, bootstrap, warmup_updates
+        self.consistency_coef, self.reward_coef, self.value_coef = consistency_coef, reward_coef, value_coef
+        self.termination_coef, self.energy_loss_coef = termination_coef, energy_loss_coef
+        self.score_coef, self.entropy_coef, self.rho = score_coef, entropy_coef, rho
+        self.encoder_lr_scale, self.max_grad_norm = encoder_lr_scale, max_grad_norm
+        self.score_batch_size, self.score_samples, self.episodic = score_batch_size, score_samples, episodic
+        # Running plans while collecting, and the rows whose episode has just ended
+        self._plans: np.ndarray | None = None
+        self._restarts: np.ndarray | None = None
+        self._metrics = RunningMeans()
+
+        if _init_setup_model:
+            self._setup_model()
+
+    # --- construction -------------------------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        self._resolve_defaults()
+        if self.replay_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.replay_buffer_class = DictSequenceReplayBuffer if is_dict else SequenceReplayBuffer
+        self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "horizon": self.horizon}
+        # The policy takes the algorithm's own arguments; the user's policy_kwargs stay what they were
+        user_kwargs = self.policy_kwargs
+        self.policy_kwargs = {**self._policy_arguments(), **user_kwargs}
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_kwargs = user_kwargs
+        assert self.replay_buffer is not None
+        self.replay_buffer.seed(self.seed)
+        self.learner = Learner(
+            self.policy,
+            LossCoefficients(
+                self.consistency_coef,
+                self.reward_coef,
+                self.value_coef,
+                self.termination_coef,
+                self.energy_loss_coef,
+                self.entropy_coef,
+                self.rho,
+            ),
+            self.tau,
+            self.bootstrap,
+            self.score_coef,
+            self.score_batch_size,  # type: ignore[arg-type]  # resolved above
+            self.score_samples,  # type: ignore[arg-type]
+            self.max_grad_norm,
+        )
+
+    def _check_arguments(self) -> None:
+        check_act_mode(self.act_mode, self.score_coef > 0)
+        if self.bootstrap not in BOOTSTRAPS:
+            raise ValueError(f'bootstrap must be "prior" or "score", got {self.bootstrap!r}.')
+        if self.bootstrap == "score" and self.score_coef <= 0:
+            raise ValueError('bootstrap="score" needs a trained score network: pass score_coef > 0.')
+        if self.n_steps != 1:
+            raise ValueError(f"n_steps must be 1, got {self.n_steps}: use `horizon` for longer lookahead.")
+        buffer_class = self.replay_buffer_class
+        if buffer_class is not None and not issubclass(buffer_class, (SequenceReplayBuffer, DictSequenceReplayBuffer)):
+            raise ValueError(
+                f"replay_buffer_class must sample sequences, {buffer_class.__name__} does not (hindsight relabelling and "
+                "n-step buffers included): leave it out, or derive from SequenceReplayBuffer or DictSequenceReplayBuffer."
+            )
+        for name in ("use_sde", "sde_sample_freq"):
+            if self.policy_kwargs.get(name):
+                raise ValueError(
+                    f"{name} is not supported: MBDPO explores with `exploration_noise` and `action_noise`."
+                )
+
+    def _resolve_defaults(self) -> None:
+        """Fill arguments left at None; those that are set stay, so that this can run again after loading."""
+        resolved, values = resolve_preset(self.preset, self.device)
+        unset = [name for name in values if getattr(self, name) is None]
+        for name in unset:
+            setattr(self, name, values[name])
+        if self.verbose >= 1 and unset:
+            print(f'Using the "{resolved}" preset (model_size={self.model_size}, n_samples={self.n_samples})')
+        if self.gamma is None or self.learning_starts is None:
+            self._apply_episode_rules()
+        if self.warmup_updates is None:
+            self.warmup_updates = 0
+
+    def _apply_episode_rules(self) -> None:
+        length = None if self.env is None else episode_length_of(self.env)
+        if self.learning_starts is None:
+            self.learning_starts = learning_starts_for(length)
+            if self.warmup_updates is None:
+                self.warmup_updates = self.learning_starts
+        if self.gamma is None:
+            self.gamma = discount_for(length)
+        if self.verbose >= 1:
+            known = "of unknown length" if length is None else f"of at most {length} steps"
+            print(f"Episodes {known}: gamma={self.gamma:g}, learning_starts={self.learning_starts}")
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        names = (
+            "model_size",
+            "horizon",
+            "denoising_steps",
+            "n_samples",
+            "n_elites",
+            "n_prior_trajectories",
+            "temperature",
+            "beta_start",
+            "beta_end",
+            "energy_coef",
+            "exploration_noise",
+            "act_mode",
+            "episodic",
+            "encoder_lr_scale",
+            "seed",
+        )
+        return {name: getattr(self, name) for name in names} | {
+            "discount": self.gamma,
+            "with_score": self.score_coef > 0,
+        }
+
+    # --- collecting ---------------------------------------------------------------------------------------------
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        self._plans = self._restarts = None
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Replace the training environment; running plans are dropped.
+
+        :param env: Environment with the same spaces
+        :param force_reset: Reset it before the next step
+        """
+        super().set_env(env, force_reset)
+        self._plans = self._restarts = None
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.num_timesteps < learning_starts:
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        assert self._last_obs is not None, "self._last_obs was not set"
+        self.policy.set_training_mode(False)
+        obs, _ = self.policy.obs_to_tensor(self._last_obs)
+        previous, restart = self.policy.check_state(self._plans, self._restarts, n_envs)
+        result = self.policy.plan(obs, previous, restart)
+        self._plans = result.plan.cpu().numpy()
+        self._record_plan(result)
+        scaled = result.action.cpu().numpy().reshape(n_envs, *self.action_space.shape)  # type: ignore[misc]
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1, 1)
+        return self.policy.to_env(scaled), scaled
+
+    def _record_plan(self, result: PlanResult) -> None:
+        """Search statistics, and how far the executed plan is from the policy that the critics bootstrap from."""
+        with th.no_grad():
+            if self.bootstrap == "prior":
+                bootstrap_action = self.policy.world_model.prior_action(result.latent)
+            else:
+                bootstrap_action = self.learner.score_action(result.latent)
+            metrics = {"search/action_drift": (result.plan[:, 0] - bootstrap_action).abs().mean()}
+        if result.search is not None:
+            metrics["search/value"] = result.search.value.mean()
+            metrics["search/value_std"] = result.search.value_std.mean()
+        self._metrics.add(metrics)
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._restarts = np.array(dones, dtype=bool)
+        if self.episodic is None and not self.policy.episodic and self._restarts.any():
+            timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+            if (self._restarts & ~timeouts).any():
+                self.policy.mark_episodic()
+
+    # --- learning -----------------------------------------------------------------------------------------------
+
+    def train(self, gradient_steps: int, batch_size: int = 256) -> None:
+        """
+        Update the world model, the prior and the score network from replayed windows.
+
+        :param gradient_steps: Updates to do; the first call adds ``warmup_updates``
+        :param batch_size: Windows per update
+        """
+        assert self.replay_buffer is not None and self.warmup_updates is not None
+        self.policy.set_training_mode(True)
+        optimizers = [self.policy.optimizer, self.policy.prior_optimizer]
+        if self.policy.score_optimizer is not None:
+            optimizers.append(self.policy.score_optimizer)
+        self._update_learning_rate(optimizers)
+        if self._n_updates == 0 and self.warmup_updates > 0:
+            if self.verbose >= 1:
+                print(f"Warm-up: {self.warmup_updates} updates on what was collected at random")
+            gradient_steps += self.warmup_updates
+        for _ in range(gradient_steps):
+            samples = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            self._metrics.add(self.learner.update(samples))
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if self.device.type == "cpu":
+            self._record_metrics()
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                group["lr"] *= group.get("lr_scale", 1.0)
+
+    def _record_metrics(self) -> None:
+        for name, value in self._metrics.pop().items():
+            self.logger.record(name, value)
+
+    def dump_logs(self) -> None:
+        """Write log data; on an accelerator this is where training metrics are read from the device."""
+        self._record_metrics()
+        super().dump_logs()
+
+    def learn(
+        self: SelfMBDPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "MBDPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMBDPO:
+        """
+        Collect experience and learn from it.
+
+        :param total_timesteps: Environment steps in all
+        :param callback: Callback(s) called at every step
+        :param log_interval: Episodes between logs
+        :param tb_log_name: Name of the run in tensorboard
+        :param reset_num_timesteps: Start counting from zero
+        :param progress_bar: Show a progress bar
+        :return: The model itself
+        """
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    # --- saving -------------------------------------------------------------------------------------------------
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "learner", "_plans", "_restarts", "_metrics"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names = ["policy", "policy.optimizer", "policy.prior_optimizer"]
+        if self.policy.score_optimizer is not None:
+            names.append("policy.score_optimizer")
+        return names, []

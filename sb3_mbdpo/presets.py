@@ -1,0 +1,188 @@
+"""Model sizes, presets, and the rules that set discount and warm-up from the episode length."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.vec_env import VecEnv
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """
+    Widths of one world model.
+
+    :param enc_dim: Hidden width of the encoder
+    :param num_enc_layers: Layers of the encoder, the last one included
+    :param mlp_dim: Width of the two hidden layers of every head
+    :param latent_dim: Latent width L
+    :param n_critics: Critics in the ensemble
+    :param num_channels: Channels of the convolutions of pixel encoders
+    """
+
+    enc_dim: int
+    num_enc_layers: int
+    mlp_dim: int
+    latent_dim: int
+    n_critics: int
+    num_channels: int = 32
+
+
+# Keys: parameters in millions. 1 to 317 are the paper's; the smaller ones are for classic control on a CPU.
+MODEL_SIZES: dict[float, ModelSize] = {
+    0.02: ModelSize(32, 2, 32, 16, 2, num_channels=8),
+    0.2: ModelSize(128, 2, 128, 64, 2, num_channels=16),
+    0.5: ModelSize(256, 2, 192, 128, 2, num_channels=16),
+    1: ModelSize(256, 2, 384, 128, 2),
+    5: ModelSize(256, 2, 512, 512, 5),
+    19: ModelSize(1024, 3, 1024, 768, 5),
+    48: ModelSize(1792, 4, 1792, 768, 5),
+    317: ModelSize(4096, 5, 4096, 1376, 8),
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset decides; each field is an argument of ``MBDPO``, where it is described."""
+
+    model_size: float
+    batch_size: int
+    horizon: int
+    denoising_steps: int
+    n_samples: int
+    n_elites: int
+    n_prior_trajectories: int
+    temperature: float
+    beta_start: float
+    beta_end: float
+    exploration_noise: float
+    score_batch_size: int
+    score_samples: int
+
+
+PRESETS: dict[str, Preset] = {
+    "paper": Preset(
+        model_size=5,
+        batch_size=256,
+        horizon=3,
+        denoising_steps=20,
+        n_samples=512,
+        n_elites=64,
+        n_prior_trajectories=24,
+        temperature=0.5,
+        beta_start=1e-4,
+        beta_end=1e-2,
+        exploration_noise=0.05,
+        score_batch_size=32,
+        score_samples=128,
+    ),
+    "cpu": Preset(
+        model_size=0.2,
+        batch_size=128,
+        horizon=3,
+        denoising_steps=6,
+        n_samples=64,
+        n_elites=12,
+        n_prior_trajectories=12,
+        temperature=0.5,
+        beta_start=1e-3,
+        beta_end=0.2,
+        exploration_noise=0.1,
+        score_batch_size=16,
+        score_samples=16,
+    ),
+    "debug": Preset(
+        model_size=0.02,
+        batch_size=32,
+        horizon=3,
+        denoising_steps=3,
+        n_samples=16,
+        n_elites=4,
+        n_prior_trajectories=4,
+        temperature=0.5,
+        beta_start=1e-3,
+        beta_end=0.2,
+        exploration_noise=0.1,
+        score_batch_size=4,
+        score_samples=8,
+    ),
+}
+
+UNKNOWN_EPISODE_DISCOUNT = 0.99
+MIN_RANDOM_STEPS = 1000
+
+
+def resolve_preset(name: str, device: th.device) -> tuple[str, dict[str, Any]]:
+    """
+    :param name: "auto", "paper", "cpu" or "debug"
+    :param device: "auto" is "paper" on an accelerator and "cpu" otherwise
+    :return: name of the preset that applies and its values by argument name
+    :raises ValueError: for an unknown name
+    """
+    if name != "auto" and name not in PRESETS:
+        raise ValueError(f'preset must be "auto", "paper", "cpu" or "debug", got {name!r}.')
+    resolved = name if name != "auto" else ("cpu" if device.type == "cpu" else "paper")
+    return resolved, asdict(PRESETS[resolved])
+
+
+def resolve_model_size(model_size: float) -> dict[str, Any]:
+    """
+    :param model_size: Key of :data:`MODEL_SIZES`
+    :return: widths by name
+    :raises ValueError: for a size that is not in the table
+    """
+    if model_size not in MODEL_SIZES:
+        raise ValueError(
+            f"model_size must be one of {sorted(MODEL_SIZES)} (million parameters), got {model_size!r}; "
+            "for widths in between pass policy_kwargs=dict(latent_dim=..., mlp_dim=..., enc_dim=...)."
+        )
+    return asdict(MODEL_SIZES[model_size])
+
+
+def discount_for(episode_length: int | None) -> float:
+    """
+    The paper's discount: clip((L/5 - 1) / (L/5), 0.95, 0.995).
+
+    :param episode_length: Longest episode L in environment steps; None when unknown
+    :return: gamma; 0.99 when the length is unknown
+
+    >>> discount_for(200)
+    0.975
+    >>> discount_for(None)
+    0.99
+    """
+    if episode_length is None:
+        return UNKNOWN_EPISODE_DISCOUNT
+    fifth = max(episode_length / 5, 1.0)
+    return min(max((fifth - 1) / fifth, 0.95), 0.995)
+
+
+def learning_starts_for(episode_length: int | None) -> int:
+    """
+    The paper's warm-up: max(1000, 5 L) random steps.
+
+    :param episode_length: Longest episode L in environment steps; None when unknown
+    :return: Environment steps before the first update
+
+    >>> learning_starts_for(200), learning_starts_for(1000)
+    (1000, 5000)
+    """
+    return max(MIN_RANDOM_STEPS, 5 * (episode_length or 0))
+
+
+def episode_length_of(env: VecEnv) -> int | None:
+    """
+    Time limit of the first environment, from its ``TimeLimit`` wrapper or else its spec.
+
+    :param env: Vector environment
+    :return: Environment steps, or None when the environment does not say
+    """
+    if env.has_attr("_max_episode_steps"):
+        limit = env.get_attr("_max_episode_steps", 0)[0]
+        if limit is not None:
+            return int(limit)
+    if env.has_attr("spec"):
+        limit = getattr(env.get_attr("spec", 0)[0], "max_episode_steps", None)
+        if limit is not None:
+            return int(limit)
+    return None

@@ -1,0 +1,76 @@
+"""Noise schedule of the diffusion over plans (paper section 4.1)."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch as th
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """
+    Linear schedule: beta_i from ``beta_start`` to ``beta_end`` in T values, alpha = 1 - beta, alpha_bar = cumprod(alpha).
+
+    The numbers are kept as Python floats, so that using them never waits for a device.
+
+    :param denoising_steps: Length T of the schedule, at least 2; a search takes T - 1 denoising steps
+    :param beta_start: First (least noisy) beta
+    :param beta_end: Last (noisiest) beta; it sets how widely the first denoising step looks around the warm start
+    """
+
+    denoising_steps: int
+    beta_start: float
+    beta_end: float
+    alphas: tuple[float, ...] = field(init=False)
+    alpha_bars: tuple[float, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.denoising_steps < 2:
+            raise ValueError(f"denoising_steps must be at least 2 (T - 1 steps are taken), got {self.denoising_steps}.")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"The schedule needs 0 < beta_start <= beta_end < 1, got beta_start={self.beta_start}, beta_end={self.beta_end}."
+            )
+        # In float32 like the released code: 1 - alpha_bar loses digits there, and parity needs the same loss
+        alphas = 1 - th.linspace(self.beta_start, self.beta_end, self.denoising_steps)
+        object.__setattr__(self, "alphas", tuple(alphas.tolist()))
+        object.__setattr__(self, "alpha_bars", tuple(alphas.cumprod(0).tolist()))
+
+    def sigma(self, tau: int) -> float:
+        """
+        Spread of the candidate plans at a step.
+
+        :param tau: Denoising step
+        :return: sqrt((1 - alpha_bar) / alpha_bar), in units of the scaled action
+        """
+        return math.sqrt((1 - self.alpha_bars[tau]) / self.alpha_bars[tau])
+
+    @property
+    def taus(self) -> range:
+        """Denoising steps in the order taken: T - 1 ... 1."""
+        return range(self.denoising_steps - 1, 0, -1)
+
+    def start(self, previous_plan: th.Tensor, restart: th.Tensor) -> th.Tensor:
+        """
+        Warm start: the previous plan shifted by one step, noised to the last step's mean; zeros where an episode starts.
+
+        :param previous_plan: [B, H, A]
+        :param restart: [B] bool, rows that start cold
+        :return: x at tau = T - 1, [B, H, A]
+        """
+        shifted = th.cat([previous_plan[:, 1:], th.zeros_like(previous_plan[:, :1])], dim=1)
+        return math.sqrt(self.alpha_bars[-1]) * shifted.masked_fill(restart[:, None, None], 0.0)
+
+    def denoise(self, x: th.Tensor, clean_plan: th.Tensor, tau: int) -> th.Tensor:
+        """
+        One step of denoising along the score (sqrt(alpha_bar) * clean_plan - x) / (1 - alpha_bar).
+
+        With this score the step (x + (1 - alpha_bar) * score) / sqrt(alpha) keeps nothing of x, so it is written
+        without the cancelling terms.
+
+        :param x: Noised plans at ``tau`` [..., H, A]
+        :param clean_plan: Estimate of the noise-free plan, same shape
+        :param tau: Denoising step
+        :return: Noised plans at ``tau - 1``
+        """
+        return clean_plan * math.sqrt(self.alpha_bars[tau] / self.alphas[tau])

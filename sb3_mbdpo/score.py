@@ -1,0 +1,88 @@
+"""The score network s(z, a_tau, tau): the search distilled into a diffusion policy (paper section 4.3)."""
+
+import math
+from collections.abc import Sequence
+
+import torch as th
+from torch import nn
+
+from sb3_mbdpo.layers import Mish, mlp
+
+MAX_PERIOD = 10_000.0
+
+
+def timestep_embedding(tau: th.Tensor, dim: int) -> th.Tensor:
+    """
+    Sinusoidal embedding of the denoising step.
+
+    :param tau: Steps [...]
+    :param dim: Width, even
+    :return: [..., dim], sines first
+    """
+    half = dim // 2
+    exponents = th.arange(half, device=tau.device, dtype=th.float32) / max(half - 1, 1)
+    angles = tau.float().unsqueeze(-1) * th.exp(-math.log(MAX_PERIOD) * exponents)
+    return th.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class ScoreNetwork(nn.Module):
+    """
+    Score of the noised plan distribution, as an MLP of latent, plan and denoising step.
+
+    :param condition_dim: Width of latent plus task embedding
+    :param action_dim: Actions A
+    :param horizon: Plan length H
+    :param hidden: Widths of the hidden layers
+    :param time_embed_dim: Width of the embedding of tau
+    :param activation_fn: Activation of the hidden layers
+    :param prediction_type: "score": the output is the score itself (released checkpoints); "sample": it is the clean
+        plan, from which the score follows. The score grows like 1 / (1 - alpha_bar), up to thousands at the last
+        steps, while the plan stays in [-1, 1] at every step: only the second can be learned well.
+    """
+
+    def __init__(
+        self,
+        condition_dim: int,
+        action_dim: int,
+        horizon: int,
+        hidden: Sequence[int],
+        time_embed_dim: int = 64,
+        activation_fn: type[nn.Module] = Mish,
+        prediction_type: str = "sample",
+    ):
+        super().__init__()
+        if prediction_type not in ("sample", "score"):
+            raise ValueError(f'score_prediction must be "sample" or "score", got {prediction_type!r}.')
+        self.horizon, self.action_dim = horizon, action_dim
+        self.time_embed_dim, self.prediction_type = time_embed_dim, prediction_type
+        self.net = mlp(
+            condition_dim + horizon * action_dim + time_embed_dim, hidden, horizon * action_dim, None, activation_fn
+        )
+
+    def forward(self, condition: th.Tensor, x: th.Tensor, tau: th.Tensor) -> th.Tensor:
+        """
+        The network's raw output.
+
+        :param condition: Latent and task embedding [..., C]
+        :param x: Noised plans [..., H, A]
+        :param tau: Denoising steps, int64, broadcastable to [...]
+        :return: [..., H, A]
+        """
+        time = timestep_embedding(tau, self.time_embed_dim).expand(*condition.shape[:-1], -1)
+        out = self.net(th.cat([condition, x.flatten(-2), time], dim=-1))
+        return out.unflatten(-1, (self.horizon, self.action_dim))
+
+    def clean_plan(self, condition: th.Tensor, x: th.Tensor, tau: th.Tensor, alpha_bar: th.Tensor) -> th.Tensor:
+        """
+        The plan that the score points at: (x + (1 - alpha_bar) s) / sqrt(alpha_bar).
+
+        :param condition: [..., C]
+        :param x: [..., H, A]
+        :param tau: Denoising steps
+        :param alpha_bar: Cumulative product of the schedule at ``tau``, broadcastable to [..., 1, 1]
+        :return: [..., H, A]
+        """
+        out = self(condition, x, tau)
+        if self.prediction_type == "sample":
+            return out.tanh()
+        return (x + (1 - alpha_bar) * out) / alpha_bar.sqrt()

@@ -1,0 +1,335 @@
+"""Diffusion search: model-based denoising of action sequences, batched over observations (paper section 4, algorithm 1).
+
+Verified against the released planner with its noise and prior draws fixed (tests/test_golden.py). Different on purpose:
+a whole batch of observations is searched at once; prior rollouts and their values are computed once per search instead
+of once per denoising step (they start from the same latent); only the two critics in use are evaluated; values beyond
+the horizon follow the mode of the prior instead of a sample.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_mbdpo.schedule import NoiseSchedule
+from sb3_mbdpo.world_model import WorldModel
+
+# The seed of the candidates when acting deterministically: a constant, so that plans are a function of the weights
+DETERMINISTIC_SEED = 0
+MIN_STD = 1e-4
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """
+    Budget and temperature of a search. All but ``schedule`` and ``discount`` are arguments of ``MBDPO``.
+
+    :param schedule: Noise schedule, T steps
+    :param horizon: Plan length H in environment steps
+    :param n_samples: Candidates N per denoising step
+    :param n_elites: Candidates K that form the next plan
+    :param n_prior_trajectories: Candidates M that are rollouts of the prior
+    :param temperature: Temperature lambda of the softmax over normalised returns
+    :param energy_coef: Weight eta of the energy in the return
+    :param discount: Discount factor gamma
+    """
+
+    schedule: NoiseSchedule
+    horizon: int = 3
+    n_samples: int = 512
+    n_elites: int = 64
+    n_prior_trajectories: int = 24
+    temperature: float = 0.5
+    energy_coef: float = 0.01
+    discount: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ValueError(f"horizon must be at least 1 environment step, got {self.horizon}.")
+        if self.n_samples < 2:
+            raise ValueError(f"n_samples must be at least 2, got {self.n_samples}.")
+        if not 1 <= self.n_elites <= self.n_samples:
+            raise ValueError(f"n_elites must be between 1 and n_samples ({self.n_samples}), got {self.n_elites}.")
+        if not 0 <= self.n_prior_trajectories < self.n_samples:
+            raise ValueError(
+                f"n_prior_trajectories must be between 0 and n_samples - 1 ({self.n_samples - 1}), "
+                f"got {self.n_prior_trajectories}."
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}.")
+
+
+def with_samples(config: SearchConfig, n_samples: int) -> SearchConfig:
+    """
+    The same search with another number of candidates; elites and prior rollouts keep their share.
+
+    :param config: Search configuration
+    :param n_samples: Candidates per denoising step
+    :return: New configuration
+    """
+    share = n_samples / config.n_samples
+    n_elites = max(round(config.n_elites * share), 1)
+    return replace(
+        config, n_samples=n_samples, n_elites=n_elites, n_prior_trajectories=int(config.n_prior_trajectories * share)
+    )
+
+
+class SearchResult(NamedTuple):
+    """
+    Outcome of a search.
+
+    ``plan`` [B, H, A] in [-1, 1]; ``value`` [B] weighted return of the last step's elites; ``value_std`` [B] spread of
+    the return over the last step's candidates.
+    """
+
+    plan: th.Tensor
+    value: th.Tensor
+    value_std: th.Tensor
+
+
+class SearchNoise(NamedTuple):
+    """
+    Every random number of a search: ``candidates`` [T - 1, N - M, H, A] or [T - 1, B, N - M, H, A], ``prior``
+    [H, M, A] or [H, B, M, A], and ``critics`` [2], the indices of the critics averaged beyond the horizon.
+    """
+
+    candidates: th.Tensor
+    prior: th.Tensor
+    critics: th.Tensor
+
+
+def draw_noise(
+    config: SearchConfig,
+    model: WorldModel,
+    generator: th.Generator,
+    batch_size: int | None,
+    device: th.device,
+    steps: int | None = None,
+) -> SearchNoise:
+    """
+    Draw the random numbers of one search.
+
+    :param config: Search configuration
+    :param model: World model (action width, number of critics)
+    :param generator: Source of all draws
+    :param batch_size: Rows that get draws of their own; None draws one set that all rows share, whatever their number
+    :param device: Where the noise goes
+    :param steps: Denoising steps to draw for, by default all T - 1
+    :return: The noise
+    """
+    rows = () if batch_size is None else (batch_size,)
+    steps = config.schedule.denoising_steps - 1 if steps is None else steps
+    horizon, width = config.horizon, model.action_dim
+    n_prior = config.n_prior_trajectories
+
+    def normal(*shape: int) -> th.Tensor:
+        return th.randn(shape, generator=generator, device=generator.device).to(device)
+
+    return SearchNoise(
+        normal(steps, *rows, config.n_samples - n_prior, horizon, width),
+        normal(horizon, *rows, n_prior, width),
+        random_pair(model.n_critics, generator).to(device),
+    )
+
+
+def random_pair(n_critics: int, generator: th.Generator) -> th.Tensor:
+    """
+    Two different critics out of all, drawn where the generator lives.
+
+    :param n_critics: Number of critics
+    :param generator: Source of the draw
+    :return: Indices [2]
+    """
+    return th.randperm(n_critics, generator=generator, device=generator.device)[:2]
+
+
+class Evaluator:
+    """
+    Return of candidate plans in the world model (paper eq. for G; TD-MPC2's value estimate plus energy).
+
+    :param model: World model
+    :param config: Search configuration
+    :param z: Latents to start from [B, L]
+    :param critics: Indices [2] of the critics averaged beyond the horizon
+    :param task: Task indices [B]
+    :param discount: Discount of each row [B, 1]; by default ``config.discount`` for all
+    :param episodic: Use the termination head
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        config: SearchConfig,
+        z: th.Tensor,
+        critics: th.Tensor,
+        task: th.Tensor | None = None,
+        discount: th.Tensor | None = None,
+        episodic: bool = False,
+    ):
+        self.model, self.config, self.z, self.episodic = model, config, z, episodic
+        self.task = None if task is None else task[:, None]
+        self.discount: float | th.Tensor = config.discount if discount is None else discount
+        self.critics: Callable[[th.Tensor], th.Tensor] = model.critics.select(critics)
+
+    def __call__(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: Candidate plans [B, N, H, A]
+        :return: Returns [B, N]; NaN counts as 0
+        """
+        joined, z = self.roll_out(actions)
+        rewards = self.model.two_hot.decode(self.model.reward(joined)).squeeze(-1)
+        if self.config.energy_coef != 0:
+            rewards = rewards + self.config.energy_coef * self.model.scaled_energy(joined).squeeze(-1)
+        action = self.model.prior_action(z[-1], None, self.task)
+        terminal = self.model.value(z[-1], action, self.task, self.critics).mean(0).squeeze(-1)
+        alive = self._alive(z)
+        total, discount = th.zeros_like(terminal), 1.0
+        for t in range(self.config.horizon):
+            total = total + discount * (rewards[t] if alive is None or t == 0 else alive[t - 1] * rewards[t])
+            discount = discount * self.discount
+        total = total + discount * (terminal if alive is None else alive[-1] * terminal)
+        return total.nan_to_num(0.0)
+
+    def roll_out(self, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Unroll the dynamics along plans.
+
+        :param actions: [B, N, H, A]
+        :return: heads' inputs at t = 0 .. H-1 [H, B, N, L (+E) + A], and latents at t = 1 .. H [H, B, N, L]
+        """
+        z = self.z[:, None].expand(-1, actions.shape[1], -1)
+        inputs, latents = [], []
+        for t in range(self.config.horizon):
+            joined = self.model.join(z, actions[:, :, t], self.task)
+            z = self.model.dynamics(joined)
+            inputs.append(joined)
+            latents.append(z)
+        return th.stack(inputs), th.stack(latents)
+
+    def _alive(self, z: th.Tensor) -> th.Tensor | None:
+        """1 while no latent up to and including t + 1 looks terminal [H, B, N]; None for tasks that never end."""
+        if not self.episodic or self.model.termination is None:
+            return None
+        ended = self.model.termination(self.model.join(z, None, self.task)).squeeze(-1) > 0
+        return (~ended).to(z.dtype).cumprod(dim=0)
+
+
+def prior_rollouts(model: WorldModel, z: th.Tensor, noise: th.Tensor, task: th.Tensor | None = None) -> th.Tensor:
+    """
+    Plans that the prior proposes, by rolling it through the dynamics.
+
+    :param model: World model
+    :param z: [B, L]
+    :param noise: Standard normal draws [H, M, A] or [H, B, M, A]
+    :param task: Task indices [B]
+    :return: [B, M, H, A]
+    """
+    horizon, n_prior = noise.shape[0], noise.shape[-2]
+    task = None if task is None else task[:, None]
+    z = z[:, None].expand(-1, n_prior, -1)
+    actions = []
+    for t in range(horizon):
+        actions.append(model.prior_action(z, noise[t], task))
+        if t < horizon - 1:
+            z = model.next(z, actions[-1], task)
+    return th.stack(actions, dim=2)
+
+
+@th.no_grad()
+def search(
+    model: WorldModel,
+    config: SearchConfig,
+    z: th.Tensor,
+    previous_plan: th.Tensor,
+    restart: th.Tensor,
+    noise: SearchNoise,
+    task: th.Tensor | None = None,
+    discount: th.Tensor | None = None,
+    episodic: bool = False,
+) -> SearchResult:
+    """
+    Denoise a plan for each latent. Rows never see each other.
+
+    :param model: World model
+    :param config: Budget, temperature and schedule
+    :param z: Latents [B, L]
+    :param previous_plan: Plans of the previous decision, the warm start [B, H, A]
+    :param restart: Rows at an episode's first step [B] bool: their previous plan is ignored
+    :param noise: Random numbers, see :func:`draw_noise`
+    :param task: Task indices [B] of multi-task models
+    :param discount: Discount of each row [B, 1], by default ``config.discount``
+    :param episodic: Use the termination head
+    :return: Plans and statistics
+    """
+    evaluate = Evaluator(model, config, z, noise.critics, task, discount, episodic)
+    mask = model.mask(task)
+    mask = None if mask is None else mask[:, None, None]
+    prior_plans = prior_values = None
+    if config.n_prior_trajectories > 0:
+        prior_plans = prior_rollouts(model, z, noise.prior, task)
+        prior_plans = prior_plans if mask is None else prior_plans * mask
+        prior_values = evaluate(prior_plans)
+    x = config.schedule.start(previous_plan, restart)
+    for i, tau in enumerate(config.schedule.taus):
+        mean = x / config.schedule.alpha_bars[tau] ** 0.5
+        plans = (mean[:, None] + config.schedule.sigma(tau) * noise.candidates[i]).clamp(-1, 1)
+        plans = plans if mask is None else plans * mask
+        values = evaluate(plans)
+        if prior_plans is not None and prior_values is not None:
+            plans, values = th.cat([prior_plans, plans], dim=1), th.cat([prior_values, values], dim=1)
+        clean_plan, value, std = combine_elites(plans, values, config.n_elites, config.temperature)
+        x = config.schedule.denoise(x, clean_plan, tau)
+    return SearchResult(x.clamp(-1, 1), value, std)
+
+
+def combine_elites(
+    plans: th.Tensor, values: th.Tensor, n_elites: int, temperature: float
+) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    """
+    Weighted mean of the best candidates: softmax of their normalised returns (paper's Monte-Carlo score estimate).
+
+    :param plans: [B, N, H, A]
+    :param values: [B, N]
+    :param n_elites: How many of the best count
+    :param temperature: Softmax temperature lambda
+    :return: mean plan [B, H, A], weighted value [B], standard deviation of all values [B]
+    """
+    mean, std = values.mean(1, keepdim=True), values.std(1, keepdim=True)
+    scale = th.where(std < MIN_STD, th.ones_like(std), std)
+    elite_values, elites = values.topk(n_elites, dim=1)
+    weights = ((elite_values - mean) / scale / temperature).softmax(dim=1)
+    elite_plans = plans.gather(1, elites[:, :, None, None].expand(-1, -1, *plans.shape[2:]))
+    return th.einsum("bk,bkha->bha", weights, elite_plans), (weights * elite_values).sum(1), std.squeeze(1)
+
+
+@th.no_grad()
+def score_plan(
+    model: WorldModel,
+    schedule: NoiseSchedule,
+    z: th.Tensor,
+    previous_plan: th.Tensor,
+    restart: th.Tensor,
+    task: th.Tensor | None = None,
+) -> th.Tensor:
+    """
+    Denoise with the score network alone, without any search.
+
+    :param model: World model with a score network
+    :param schedule: Noise schedule
+    :param z: Latents [B, L]
+    :param previous_plan: Warm start [B, H, A]
+    :param restart: Rows that start cold [B] bool
+    :param task: Task indices [B]
+    :return: Plans [B, H, A] in [-1, 1]
+    :raises ValueError: if the model has no score network
+    """
+    if model.score is None:
+        raise ValueError('This world model has no score network: act with act_mode="search" or "prior".')
+    condition, mask = model.join(z, None, task), model.mask(task)
+    x = schedule.start(previous_plan, restart)
+    for tau in schedule.taus:
+        alpha_bar = th.tensor(schedule.alpha_bars[tau], device=z.device)
+        clean_plan = model.score.clean_plan(condition, x, th.tensor(tau, device=z.device), alpha_bar)
+        x = schedule.denoise(x, clean_plan if mask is None else clean_plan * mask[:, None], tau)
+    return x.clamp(-1, 1)

@@ -1,0 +1,189 @@
+"""One gradient update: encode a batch of windows, compute each loss, step each optimizer, move the targets."""
+
+from collections.abc import Callable
+
+import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_mbdpo.buffers import SequenceSamples
+from sb3_mbdpo.distillation import score_loss
+from sb3_mbdpo.losses import (
+    LatentBatch,
+    LossCoefficients,
+    Metrics,
+    UpdateNoise,
+    cross_td_error,
+    draw_update_noise,
+    prior_loss,
+    td_target,
+    world_model_loss,
+)
+from sb3_mbdpo.policies import MBDPOPolicy
+from sb3_mbdpo.search import draw_noise, score_plan, with_samples
+
+BOOTSTRAPS = ("prior", "score")
+
+
+class Learner:
+    """
+    Updates a policy's world model, prior and score network.
+
+    Every random number comes from the policy's own generator, and nothing here waits for the device.
+
+    :param policy: Policy to update in place
+    :param coefficients: Weights of the losses
+    :param tau: Polyak step of target critics and value range
+    :param bootstrap: Policy that the critics' targets follow, "prior" or "score"
+    :param score_coef: Weight of the score network's loss
+    :param score_batch_size: Latents per update that the score network learns from
+    :param score_samples: Candidate plans per latent in the score network's targets
+    :param max_grad_norm: Gradient-norm clip of each optimizer
+    """
+
+    def __init__(
+        self,
+        policy: MBDPOPolicy,
+        coefficients: LossCoefficients,
+        tau: float,
+        bootstrap: str,
+        score_coef: float,
+        score_batch_size: int,
+        score_samples: int,
+        max_grad_norm: float,
+    ):
+        self.policy, self.model = policy, policy.world_model
+        self.coefficients, self.tau, self.bootstrap = coefficients, tau, bootstrap
+        self.score_coef, self.score_batch_size = score_coef, score_batch_size
+        self.score_config = with_samples(policy.search_config, score_samples)
+        self.max_grad_norm = max_grad_norm
+
+    def update(self, samples: SequenceSamples) -> Metrics:
+        """
+        One update from one batch.
+
+        :param samples: Windows from the replay buffer
+        :return: Losses, gradient norms and statistics by log key, as scalar tensors
+        """
+        batch = self.encode(samples)
+        noise = draw_update_noise(self.model, batch.actions, self.policy.generator)
+        metrics, z = self.update_world_model(batch, noise)
+        metrics |= self.update_prior(z.detach(), batch, noise)
+        if self.policy.score_optimizer is not None:
+            metrics |= self.update_score(z[0].detach(), batch)
+        with th.no_grad():
+            pairs = zip(self.model.target_critics.parameters(), self.model.critics.parameters(), strict=True)
+            for target, online in pairs:
+                target.lerp_(online, self.tau)
+        return metrics
+
+    def encode(self, samples: SequenceSamples) -> LatentBatch:
+        """
+        :param samples: Windows of H transitions
+        :return: The same with latents; only the first observation's carries a gradient
+        """
+        horizon, batch = samples.actions.shape[:2]
+        features = _map(samples.observations, lambda x: x.flatten(0, 1))
+        features = self.policy.preprocess(features, augment=True)
+        first = self.model.encode(_map(features, lambda x: x[:batch]))
+        with th.no_grad():
+            targets = self.model.encode(_map(features, lambda x: x[batch:]))
+        return LatentBatch(
+            first,
+            targets.unflatten(0, (horizon, batch)),
+            samples.actions,
+            samples.rewards,
+            samples.terminations,
+            samples.masks,
+        )
+
+    def update_world_model(self, batch: LatentBatch, noise: UpdateNoise) -> tuple[Metrics, th.Tensor]:
+        """
+        Step encoder, dynamics, reward, termination, critics and energy.
+
+        :param batch: Encoded batch
+        :param noise: Random numbers of this update
+        :return: metrics, rolled-out latents [H + 1, B, L]
+        """
+        policy, discount = self.policy, self.policy.search_config.discount
+        target = td_target(self.model, batch, self.next_action(batch, noise), noise.target_critics, discount)
+        loss, z, losses = world_model_loss(
+            self.model, batch, target, noise, self.coefficients, policy.generator, policy.episodic
+        )
+        metrics = {f"train/{name}_loss": value for name, value in losses.items()}
+        if len(batch.actions) > 1:
+            # Before the step, with the critics that the target belongs to
+            error = cross_td_error(self.model, z, batch, noise.target_critics, discount)
+            metrics["train/cross_td_error"] = error
+        metrics["train/grad_norm"] = self._step(policy.optimizer, loss)
+        return metrics, z
+
+    @th.no_grad()
+    def next_action(self, batch: LatentBatch, noise: UpdateNoise) -> th.Tensor:
+        """
+        Actions of the bootstrap policy at the latents that targets look at.
+
+        :param batch: Encoded batch
+        :param noise: Random numbers of this update
+        :return: [H, B, A]
+        """
+        if self.bootstrap == "prior":
+            return self.model.prior_action(batch.targets, noise.target, batch.task)
+        action = self.score_action(batch.targets.flatten(0, 1)).unflatten(0, batch.targets.shape[:2])
+        return (action + self.policy.exploration_noise * noise.target).clamp(-1, 1)
+
+    def score_action(self, z: th.Tensor) -> th.Tensor:
+        """
+        First action of the score network's cold-started plan.
+
+        :param z: [B, L]
+        :return: [B, A]
+        """
+        cold = z.new_zeros(len(z), *self.policy.plan_shape)
+        restart = th.ones(len(z), dtype=th.bool, device=z.device)
+        return score_plan(self.model, self.policy.search_config.schedule, z, cold, restart)[:, 0]
+
+    def update_prior(self, z: th.Tensor, batch: LatentBatch, noise: UpdateNoise) -> Metrics:
+        """
+        Step the prior.
+
+        :param z: Detached latents [H + 1, B, L]
+        :param batch: Encoded batch
+        :param noise: Random numbers of this update
+        :return: metrics
+        """
+        loss, values = prior_loss(self.model, z, batch, noise, self.coefficients, self.tau)
+        metrics = {f"train/{name}": value for name, value in values.items()}
+        metrics["train/prior_loss"] = metrics.pop("train/prior")
+        metrics["train/prior_grad_norm"] = self._step(self.policy.prior_optimizer, loss)
+        return metrics
+
+    def update_score(self, z: th.Tensor, batch: LatentBatch) -> Metrics:
+        """
+        Step the score network.
+
+        :param z: Detached latents of the first observations [B, L]
+        :param batch: Encoded batch
+        :return: metrics
+        """
+        policy, count = self.policy, min(self.score_batch_size, len(z))
+        assert policy.score_optimizer is not None
+        noise = draw_noise(self.score_config, self.model, policy.generator, count, z.device, steps=1)
+        behaviour = batch.actions[:, :count].transpose(0, 1)
+        loss = score_loss(
+            self.model, self.score_config, z[:count], behaviour, noise, policy.generator, episodic=policy.episodic
+        )
+        grad_norm = self._step(policy.score_optimizer, self.score_coef * loss)
+        return {"train/score_loss": loss.detach(), "train/score_grad_norm": grad_norm}
+
+    def _step(self, optimizer: th.optim.Optimizer, loss: th.Tensor) -> th.Tensor:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.zero_grad(set_to_none=True)
+        # Named inputs: what lies outside this optimizer gets no gradient
+        loss.backward(inputs=parameters)
+        norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        optimizer.step()
+        return norm.detach()
+
+
+def _map(obs: PyTorchObs, function: Callable[[th.Tensor], th.Tensor]) -> PyTorchObs:
+    return {key: function(value) for key, value in obs.items()} if isinstance(obs, dict) else function(obs)
