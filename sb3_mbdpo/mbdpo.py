@@ -86,6 +86,7 @@ class MBDPO(OffPolicyAlgorithm):
     :param max_grad_norm: Gradient-norm clip, for world model, prior and score network each (20)
     :param score_batch_size: Latents per update on which the score network is trained. Preset
     :param score_samples: Candidate plans per latent in the score network's targets. Preset
+    :param score_interval: Updates of the world model per update of the score network. Preset
     :param episodic: Whether episodes can terminate. None: the termination head joins in with the first termination seen
     :param stats_window_size: Episodes averaged in the logs
     :param tensorboard_log: Folder of the tensorboard logs
@@ -150,6 +151,7 @@ class MBDPO(OffPolicyAlgorithm):
         max_grad_norm: float = 20.0,
         score_batch_size: int | None = None,
         score_samples: int | None = None,
+        score_interval: int | None = None,
         episodic: bool | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -195,7 +197,8 @@ class MBDPO(OffPolicyAlgorithm):
         self.termination_coef, self.energy_loss_coef = termination_coef, energy_loss_coef
         self.score_coef, self.entropy_coef, self.rho = score_coef, entropy_coef, rho
         self.encoder_lr_scale, self.max_grad_norm = encoder_lr_scale, max_grad_norm
-        self.score_batch_size, self.score_samples, self.episodic = score_batch_size, score_samples, episodic
+        self.score_batch_size, self.score_samples = score_batch_size, score_samples
+        self.score_interval, self.episodic = score_interval, episodic
         # Running plans while collecting, and the rows whose episode has just ended
         self._plans: np.ndarray | None = None
         self._restarts: np.ndarray | None = None
@@ -238,6 +241,7 @@ class MBDPO(OffPolicyAlgorithm):
             self.score_coef,
             self.score_batch_size,  # type: ignore[arg-type]  # resolved above
             self.score_samples,  # type: ignore[arg-type]
+            self.score_interval,  # type: ignore[arg-type]
             self.max_grad_norm,
         )
 
@@ -397,9 +401,9 @@ class MBDPO(OffPolicyAlgorithm):
             if self.verbose >= 1:
                 print(f"Warm-up: {self.warmup_updates} updates on what was collected at random")
             gradient_steps += self.warmup_updates
-        for _ in range(gradient_steps):
+        for index in range(self._n_updates, self._n_updates + gradient_steps):
             samples = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            self._metrics.add(self.learner.update(samples))
+            self._metrics.add(self.learner.update(samples, index))
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.device.type == "cpu":

@@ -58,6 +58,7 @@ class Preset:
     exploration_noise: float
     score_batch_size: int
     score_samples: int
+    score_interval: int
 
 
 PRESETS: dict[str, Preset] = {
@@ -75,21 +76,23 @@ PRESETS: dict[str, Preset] = {
         exploration_noise=0.05,
         score_batch_size=32,
         score_samples=128,
+        score_interval=1,
     ),
     "cpu": Preset(
         model_size=0.2,
         batch_size=128,
         horizon=3,
-        denoising_steps=6,
+        denoising_steps=5,
         n_samples=64,
         n_elites=12,
         n_prior_trajectories=12,
         temperature=0.5,
         beta_start=1e-3,
         beta_end=0.2,
-        exploration_noise=0.1,
-        score_batch_size=16,
+        exploration_noise=0.2,
+        score_batch_size=32,
         score_samples=16,
+        score_interval=4,
     ),
     "debug": Preset(
         model_size=0.02,
@@ -105,6 +108,7 @@ PRESETS: dict[str, Preset] = {
         exploration_noise=0.1,
         score_batch_size=4,
         score_samples=8,
+        score_interval=1,
     ),
 }
 

@@ -255,7 +255,7 @@ def format_table(model_returns: np.ndarray, random_returns: np.ndarray) -> str:
     """
     lines = [f"  {'policy':<14}{'mean return':>12} ± std"]
     for name, returns in (("MBDPO", model_returns), ("random", random_returns)):
-        lines.append(f"  {name:<14}{returns.mean():>12,.1f} ± {returns.std():<9,.1f}")
+        lines.append(f"  {name:<14}{returns.mean():>12,.1f} ± {returns.std():,.1f}")
     lines.append(f"  {'improvement':<14}{model_returns.mean() - random_returns.mean():>+12,.1f}")
     return "\n".join(lines)
 

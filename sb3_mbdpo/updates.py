@@ -37,6 +37,7 @@ class Learner:
     :param score_coef: Weight of the score network's loss
     :param score_batch_size: Latents per update that the score network learns from
     :param score_samples: Candidate plans per latent in the score network's targets
+    :param score_interval: Updates of the world model per update of the score network
     :param max_grad_norm: Gradient-norm clip of each optimizer
     """
 
@@ -49,26 +50,28 @@ class Learner:
         score_coef: float,
         score_batch_size: int,
         score_samples: int,
+        score_interval: int,
         max_grad_norm: float,
     ):
         self.policy, self.model = policy, policy.world_model
         self.coefficients, self.tau, self.bootstrap = coefficients, tau, bootstrap
         self.score_coef, self.score_batch_size = score_coef, score_batch_size
         self.score_config = with_samples(policy.search_config, score_samples)
-        self.max_grad_norm = max_grad_norm
+        self.score_interval, self.max_grad_norm = score_interval, max_grad_norm
 
-    def update(self, samples: SequenceSamples) -> Metrics:
+    def update(self, samples: SequenceSamples, index: int = 0) -> Metrics:
         """
         One update from one batch.
 
         :param samples: Windows from the replay buffer
+        :param index: Number of updates before this one
         :return: Losses, gradient norms and statistics by log key, as scalar tensors
         """
         batch = self.encode(samples)
         noise = draw_update_noise(self.model, batch.actions, self.policy.generator)
         metrics, z = self.update_world_model(batch, noise)
         metrics |= self.update_prior(z.detach(), batch, noise)
-        if self.policy.score_optimizer is not None:
+        if self.policy.score_optimizer is not None and index % self.score_interval == 0:
             metrics |= self.update_score(z[0].detach(), batch)
         with th.no_grad():
             pairs = zip(self.model.target_critics.parameters(), self.model.critics.parameters(), strict=True)

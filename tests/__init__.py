@@ -1,0 +1,1 @@
+"""Tests of ``sb3_mbdpo``."""

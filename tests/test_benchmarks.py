@@ -1,0 +1,143 @@
+"""The learning study's program: its environments, its tables, and one tiny study from end to end."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from gymnasium import spaces
+
+from tests.benchmarks import environments, learning
+
+SETTINGS = learning.Settings("sac", "Pendulum-v1", {"learning_rate": 0.001}, 1, 100, 2, 1, "cpu")
+
+
+def evaluations(label: str, seed: int, returns: list[float]) -> pd.DataFrame:
+    """Made-up evaluations, 100 steps and 2 seconds apart."""
+    row: dict[str, Any] = dict.fromkeys(learning.FIELDS[learning.EVALUATIONS], 1.0)
+    row |= {"label": label, "algo": "sac", "task": "Pendulum-v1", "seed": seed}
+    numbers = [{"step": 100 * i, "train_seconds": 2.0 * i, "cpu_seconds": 1.0 * i} for i in range(1, len(returns) + 1)]
+    rows = [row | number | {"return_mean": value} for number, value in zip(numbers, returns, strict=True)]
+    return pd.DataFrame(rows)
+
+
+def test_gymnasium_environment() -> None:
+    env = environments.make("Pendulum-v1", seed=3)
+    assert env.spec is not None and env.spec.max_episode_steps == 200
+    first = environments.make("Pendulum-v1", seed=3).reset()[0]
+    np.testing.assert_array_equal(env.reset()[0], first)
+
+
+@pytest.mark.parametrize("task", ["dmc:cartpole-swingup", "dmc:reacher-easy"])
+def test_dmc_environment(task: str) -> None:
+    pytest.importorskip("dm_control")
+    pytest.importorskip("shimmy")
+    env, twin, other = (environments.make(task, seed=seed) for seed in (0, 0, 1))
+    assert env.spec is not None and env.spec.max_episode_steps == 500
+    assert env.observation_space.dtype == np.float32
+    assert env.action_space == spaces.Box(-1, 1, env.action_space.shape, np.float32)
+
+    observation = env.reset()[0]
+    np.testing.assert_array_equal(observation, twin.reset()[0])
+    assert not np.array_equal(observation, other.reset()[0])
+    np.testing.assert_array_equal(env.reset(seed=7)[0], other.reset(seed=7)[0])
+    assert not np.array_equal(env.reset()[0], env.reset()[0])
+
+    steps, done = 0, False
+    while not done:
+        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        assert env.observation_space.contains(observation) and isinstance(reward, float) and 0 <= reward <= 2
+        steps, done = steps + 1, terminated or truncated
+    assert (steps, terminated, truncated) == (500, False, True)
+
+
+def test_dmc_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shimmy", None)
+    with pytest.raises(ImportError, match=r'pip install "sb3-mbdpo\[dmc\]"'):
+        environments.make("dmc:cartpole-swingup")
+
+
+def test_action_repeat_stops_at_the_end() -> None:
+    env = environments.ActionRepeat(environments.make("Pendulum-v1", seed=0), repeat=3)
+    env.reset()
+    outcomes = [env.step(env.action_space.sample()) for _ in range(67)]
+    assert [truncated for *_, truncated, _ in outcomes] == [False] * 66 + [True]
+
+
+def test_zoo_hyperparameters() -> None:
+    pytest.importorskip("rl_zoo3")
+    assert environments.zoo_hyperparameters("sac", "Pendulum-v1")[0] == {"learning_rate": 1e-3}
+    hopper, source = environments.zoo_hyperparameters("sac", "Hopper-v5")
+    assert hopper == {"learning_starts": 10000} and "Hopper-v4" in source
+    assert environments.zoo_hyperparameters("sac", "dmc:cartpole-swingup")[0] == {}
+    with pytest.raises(ValueError, match="normalize"):
+        environments.zoo_hyperparameters("sac", "CarRacing-v3")
+
+
+def test_zoo_notations() -> None:
+    kwargs = {"learning_rate": "lin_1e-3", "policy_kwargs": "dict(net_arch=[4, 4])", "train_freq": [1, "episode"]}
+    resolved = environments.resolve_kwargs(kwargs | {"ent_coef": "auto"})
+    assert resolved.pop("learning_rate")(0.5) == pytest.approx(5e-4)
+    assert resolved == {"policy_kwargs": {"net_arch": [4, 4]}, "train_freq": (1, "episode"), "ent_coef": "auto"}
+
+
+def test_assignments() -> None:
+    name, values = learning.parse_assignments("wide:learning_rate=1e-3,net_arch=[64, 64],preset=debug,compile=false")
+    assert name == "wide"
+    assert values == {"learning_rate": 1e-3, "net_arch": [64, 64], "preset": "debug", "compile": False}
+    for text in ("wide", "wide:", "wide:key", ":key=1"):
+        with pytest.raises(ValueError, match="name:key=value"):
+            learning.parse_assignments(text)
+
+
+def test_summary_tells_lasting_success_from_luck() -> None:
+    lucky, lasting = evaluations("a", 0, [0.0, 9.0, 1.0]), evaluations("a", 1, [0.0, 9.0, 9.0])
+    assert learning.first_lasting(lucky, 5.0) is None
+    assert learning.first_lasting(lasting, 5.0) == (200, 4.0)
+    text = learning.summarise(pd.concat([lucky, lasting]), threshold=5.0)
+    assert "5.0 [1.0]" in text and "20.00 ms a training step (CPU 10.00)" in text
+    assert "seed 0: never, seed 1: 200 (4.0 s)" in text
+
+
+def test_resume_keeps_finished_runs_only(tmp_path: Path) -> None:
+    labels = {"a": SETTINGS, "b": SETTINGS}
+    everything = [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+    assert learning.prepare(tmp_path, labels, [0, 1], 200) == everything
+    done, started = evaluations("a", 0, [1.0, 2.0]), evaluations("b", 0, [1.0])
+    pd.concat([done, started]).to_csv(tmp_path / learning.EVALUATIONS, index=False)
+
+    assert learning.prepare(tmp_path, labels, [0, 1], 200) == everything[1:]
+    rows = learning.read_table(tmp_path, learning.EVALUATIONS)
+    assert list(rows["label"]) == ["a", "a"] and list(rows["step"]) == [100, 200]
+    with pytest.raises(ValueError, match="other settings"):
+        learning.prepare(tmp_path, {"a": learning.Settings("tqc", "Pendulum-v1", {}, 1, 100, 2, 1, "cpu")}, [0], 200)
+
+
+@pytest.mark.slow
+def test_tiny_study(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = "--task Pendulum-v1 --algos sac --label sac=rival --steps 250 --eval-every 100 --eval-episodes 2"
+    arguments += f" --device cpu --threshold -5000 --set sac:learning_starts=1000 --out {tmp_path}"
+    assert learning.main(arguments.split()) == 0
+    assert "'learning_starts': 1000" in capfd.readouterr().out
+
+    rows = learning.read_table(tmp_path, learning.EVALUATIONS)
+    assert list(rows["step"]) == [100, 200, 250] and set(rows["label"]) == {"rival"}
+    assert rows["train_seconds"].is_monotonic_increasing and (rows["return_mean"] < 0).all()
+    episodes = learning.read_table(tmp_path, learning.EPISODES)
+    assert list(episodes["step"]) == [200] and list(episodes["episode_length"]) == [200]
+    assert (tmp_path / learning.PICTURE).stat().st_size > 0
+
+    # Finished: nothing is trained again, the table comes from the files
+    assert learning.main(arguments.split()) == 0
+    assert "rival seed 0 step" not in capfd.readouterr().out
+    assert learning.main(["--plot-only", "--out", str(tmp_path)]) == 0
+    assert "mean return over seeds" in capfd.readouterr().out
+    assert len(learning.read_table(tmp_path, learning.EVALUATIONS)) == 3
+
+
+@pytest.mark.slow
+def test_failed_worker_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert learning.main(f"--algos sac --set sac:no_such=1 --steps 10 --out {tmp_path}".split()) == 1
+    assert "sac seed 0 failed: exit code 1" in capfd.readouterr().err
