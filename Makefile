@@ -58,9 +58,8 @@ types: $(TEST_STAMP) ## mypy over the package
 pytest: $(TEST_STAMP) ## the tests alone; e.g. make pytest PYTEST_ARGS="-n auto -k zoo"
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-benchmark: $(TEST_STAMP) ## run the timing programs of tests/benchmarks one after another
-	@for program in $(filter-out %/__init__.py,$(wildcard tests/benchmarks/*.py)); do \
-		echo "== $$program"; OMP_NUM_THREADS=$(THREADS) $(BIN)/python $$program || exit 1; done
+benchmark: $(TEST_STAMP) ## learning curves of MBDPO and SAC on ENV (one seed, about ten minutes)
+	$(BIN)/python -m tests.benchmarks.learning --task $(ENV) --algos mbdpo sac --seeds $(SEED) --threads $(THREADS)
 
 clean: ## remove the virtual environment, caches and builds (keeps the logs)
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

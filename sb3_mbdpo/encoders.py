@@ -17,7 +17,7 @@ Features = th.Tensor | dict[str, th.Tensor]
 
 
 class Encoder(nn.Module):
-    """What every encoder has in common: preprocessed observations [B, ...] and task embeddings [B, E] in, [B, L] out."""
+    """What encoders have in common: preprocessed observations [B, ...] and task embeddings [B, E] in, [B, L] out."""
 
     def forward(self, obs: Features, task_embedding: th.Tensor | None = None) -> th.Tensor:
         """

@@ -5,6 +5,7 @@ any number of them costs one matrix product per layer.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch as th
@@ -34,12 +35,12 @@ class _FastMish(th.autograd.Function):
     """:func:`fast_mish` with its gradient in closed form."""
 
     @staticmethod
-    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
         ctx.save_for_backward(x)
         return fast_mish(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:
         (x,) = ctx.saved_tensors
         # d/dx [x - 2 x / m] = 1 - 2 (1 - 2 x e^x (1 + e^x) / m) / m; the clamp keeps the inner term from inf / inf
         e = x.clamp(max=MISH_LINEAR_ABOVE).exp_()
@@ -61,7 +62,7 @@ class Mish(nn.Module):
             return F.mish(x)
         if not (x.requires_grad and th.is_grad_enabled()):
             return fast_mish(x)
-        result: th.Tensor = _FastMish.apply(x)  # type: ignore[no-untyped-call]
+        result: th.Tensor = _FastMish.apply(x)
         return result
 
 
@@ -134,9 +135,7 @@ def mlp(
     :return: [..., in_dim] -> [..., out_dim]
     """
     widths = [in_dim, *hidden]
-    layers: list[nn.Module] = [
-        NormedLinear(a, b, activation_fn()) for a, b in zip(widths[:-1], widths[1:], strict=True)
-    ]
+    layers: list[nn.Module] = [NormedLinear(a, b, activation_fn()) for a, b in pairwise(widths)]
     last: nn.Module
     if out_activation is None:
         last = nn.Linear(widths[-1], out_dim)
@@ -190,7 +189,7 @@ class EnsembleMLP(nn.Module):
         self.dropout = dropout
         self.activation = activation_fn()
         widths = [in_dim, *hidden, out_dim]
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.weights = nn.ParameterList([nn.Parameter(th.empty(n_members, a, b)) for a, b in pairs])
         self.biases = nn.ParameterList([nn.Parameter(th.zeros(n_members, 1, b)) for _, b in pairs])
         self.norm_weights = nn.ParameterList([nn.Parameter(th.ones(n_members, 1, b)) for _, b in pairs[:-1]])

@@ -52,8 +52,8 @@ class MBDPO(OffPolicyAlgorithm):
     :param replay_buffer_kwargs: Its further arguments
     :param optimize_memory_usage: Not supported: sequences need the terminal observations
     :param n_steps: Not supported (1): targets are one-step, the planning horizon is ``horizon``
-    :param preset: "paper" (the paper's sizes and search), "cpu" (what learns fastest on a few cores), "debug" (everything
-        tiny, for tests) or "auto": paper on a GPU, cpu otherwise
+    :param preset: "paper" (the paper's sizes and search), "cpu" (what learns fastest on a few cores), "debug"
+        (everything tiny, for tests) or "auto": paper on a GPU, cpu otherwise
     :param model_size: Millions of parameters: 0.02, 0.2, 0.5, 1, 5, 19, 48 or 317. Larger models are slower and reach
         higher returns on hard tasks. Preset
     :param horizon: Plan length H and length of replayed windows, environment steps (3). Longer plans lean more on the
@@ -79,7 +79,7 @@ class MBDPO(OffPolicyAlgorithm):
     :param value_coef: Weight of the value loss (0.1)
     :param termination_coef: Weight of the termination loss (1)
     :param energy_loss_coef: Weight of the energy's noise-contrastive loss (1); 0 leaves the energy untrained at zero
-    :param score_coef: Weight of the score network's loss (1); 0 leaves the network out, and ``act_mode="score"`` with it
+    :param score_coef: Weight of the score network's loss (1); 0 leaves the network out, and with it acting by score
     :param entropy_coef: Weight of the prior's scaled entropy (1e-4)
     :param rho: Temporal weight of the losses, rho^t (0.5): lower trusts the first model steps more
     :param encoder_lr_scale: Learning rate of the encoder relative to ``learning_rate`` (0.3)
@@ -105,7 +105,7 @@ class MBDPO(OffPolicyAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     policy: MBDPOPolicy
-    replay_buffer: SequenceReplayBuffer | DictSequenceReplayBuffer | None  # type: ignore[assignment]
+    replay_buffer: SequenceReplayBuffer | None
 
     def __init__(
         self,
@@ -256,8 +256,8 @@ class MBDPO(OffPolicyAlgorithm):
         buffer_class = self.replay_buffer_class
         if buffer_class is not None and not issubclass(buffer_class, (SequenceReplayBuffer, DictSequenceReplayBuffer)):
             raise ValueError(
-                f"replay_buffer_class must sample sequences, {buffer_class.__name__} does not (hindsight relabelling and "
-                "n-step buffers included): leave it out, or derive from SequenceReplayBuffer or DictSequenceReplayBuffer."
+                f"replay_buffer_class must sample sequences, {buffer_class.__name__} does not (nor do hindsight "
+                "and n-step buffers): leave it out, or derive from SequenceReplayBuffer or DictSequenceReplayBuffer."
             )
         for name in ("use_sde", "sde_sample_freq"):
             if self.policy_kwargs.get(name):
@@ -324,6 +324,10 @@ class MBDPO(OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self._plans = self._restarts = None
+        assert self.replay_buffer is not None
+        if (reset_num_timesteps or self._last_obs is None) and self.replay_buffer.size() > 0:
+            # The environment is about to be reset: what is stored so far does not continue
+            self.replay_buffer.mark_boundary()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:

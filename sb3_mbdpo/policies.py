@@ -92,6 +92,7 @@ class MBDPOPolicy(BasePolicy):
     :param seed: Seed of the policy's own random generator; None draws one from the operating system
     """
 
+    terminates: th.Tensor
     image_encoder: ClassVar[bool] = False
 
     def __init__(
@@ -163,14 +164,14 @@ class MBDPOPolicy(BasePolicy):
             discount,
         )
         sizes = resolve_model_size(model_size)
-        given = dict(
-            enc_dim=enc_dim,
-            num_enc_layers=num_enc_layers,
-            mlp_dim=mlp_dim,
-            latent_dim=latent_dim,
-            n_critics=n_critics,
-            num_channels=num_channels,
-        )
+        given = {
+            "enc_dim": enc_dim,
+            "num_enc_layers": num_enc_layers,
+            "mlp_dim": mlp_dim,
+            "latent_dim": latent_dim,
+            "n_critics": n_critics,
+            "num_channels": num_channels,
+        }
         sizes |= {name: value for name, value in given.items() if value is not None}
         arch = net_arch if isinstance(net_arch, dict) else {} if net_arch is None else {"heads": net_arch}
         encoder_widths = arch.get("encoder", [sizes["enc_dim"]] * max(sizes["num_enc_layers"] - 1, 1))
@@ -236,7 +237,7 @@ class MBDPOPolicy(BasePolicy):
         return StateEncoder(get_flattened_obs_dim(space), widths, latent_dim, simnorm_dim, activation_fn=activation_fn)
 
     def _build_optimizers(self, lr_schedule: Schedule, encoder_lr_scale: float) -> None:
-        """One optimizer for the world model, one for the prior, one for the score network: their gradients never mix."""
+        """An optimizer each for world model, prior and score network: their gradients never mix."""
         lr, model = lr_schedule(1), self.world_model
         kwargs = dict(self.optimizer_kwargs)
         if issubclass(self.optimizer_class, th.optim.Adam):
@@ -258,7 +259,7 @@ class MBDPOPolicy(BasePolicy):
             self.score_optimizer = self.optimizer_class(model.score.parameters(), lr=lr, **kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return dict(self._init_arguments, lr_schedule=self._dummy_schedule)
+        return {**self._init_arguments, "lr_schedule": self._dummy_schedule}
 
     # --- randomness ---------------------------------------------------------------------------------------------
 
@@ -307,7 +308,7 @@ class MBDPOPolicy(BasePolicy):
         """
         if augment and self.shift_pixels > 0:
             obs = self._augment(obs)
-        return cast(Features, preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images))
+        return preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
 
     def _augment(self, obs: PyTorchObs) -> PyTorchObs:
         def shift(x: th.Tensor, space: spaces.Space) -> th.Tensor:
@@ -397,8 +398,8 @@ class MBDPOPolicy(BasePolicy):
         """
         if isinstance(observation, tuple):
             raise ValueError(
-                "predict() got a tuple instead of an observation: Gymnasium's `obs, info = env.reset()` returns two values, "
-                "a VecEnv's `obs = vec_env.reset()` one; pass the observation alone."
+                "predict() got a tuple instead of an observation: Gymnasium's `obs, info = env.reset()` returns two "
+                "values, a VecEnv's `obs = vec_env.reset()` one; pass the observation alone."
             )
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
@@ -425,8 +426,8 @@ class MBDPOPolicy(BasePolicy):
             return th.zeros(shape, device=self.device), th.ones(batch, dtype=th.bool, device=self.device)
         if np.shape(state) != shape:
             raise ValueError(
-                f"state must be the plans returned by the previous predict(), of shape {shape} for {batch} observation(s), "
-                f"got {np.shape(state)}; pass state=None to start cold."
+                f"state must be the plans returned by the previous predict(), of shape {shape} for {batch} "
+                f"observation(s), got {np.shape(state)}; pass state=None to start cold."
             )
         previous = th.as_tensor(state, dtype=th.float32, device=self.device)
         if episode_start is None:

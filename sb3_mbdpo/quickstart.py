@@ -33,9 +33,8 @@ try:
 except ImportError as error:
     raise ImportError('the report needs matplotlib, pandas and pillow: run `pip install "sb3-mbdpo[zoo]"`') from error
 
-from huggingface_sb3 import EnvironmentName
 from rl_zoo3 import create_test_env, get_saved_hyperparams
-from rl_zoo3.utils import get_model_path
+from rl_zoo3.utils import EnvironmentName, get_model_path
 
 # Seeds of the evaluation episodes, away from the small numbers people train with.
 EVALUATION_SEED = 10_000

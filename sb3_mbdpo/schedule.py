@@ -9,7 +9,8 @@ import torch as th
 @dataclass(frozen=True)
 class NoiseSchedule:
     """
-    Linear schedule: beta_i from ``beta_start`` to ``beta_end`` in T values, alpha = 1 - beta, alpha_bar = cumprod(alpha).
+    Linear schedule: beta_i from ``beta_start`` to ``beta_end`` in T values, alpha = 1 - beta, alpha_bar its
+    cumulative product.
 
     The numbers are kept as Python floats, so that using them never waits for a device.
 
@@ -29,7 +30,8 @@ class NoiseSchedule:
             raise ValueError(f"denoising_steps must be at least 2 (T - 1 steps are taken), got {self.denoising_steps}.")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
-                f"The schedule needs 0 < beta_start <= beta_end < 1, got beta_start={self.beta_start}, beta_end={self.beta_end}."
+                "The noise schedule needs 0 < beta_start <= beta_end < 1, "
+                f"got beta_start={self.beta_start}, beta_end={self.beta_end}."
             )
         # In float32 like the released code: 1 - alpha_bar loses digits there, and parity needs the same loss
         alphas = 1 - th.linspace(self.beta_start, self.beta_end, self.denoising_steps)
@@ -52,7 +54,7 @@ class NoiseSchedule:
 
     def start(self, previous_plan: th.Tensor, restart: th.Tensor) -> th.Tensor:
         """
-        Warm start: the previous plan shifted by one step, noised to the last step's mean; zeros where an episode starts.
+        Warm start: the previous plan shifted by one step, scaled to the last noise level; zeros at an episode start.
 
         :param previous_plan: [B, H, A]
         :param restart: [B] bool, rows that start cold

@@ -1,4 +1,4 @@
-"""Diffusion search: model-based denoising of action sequences, batched over observations (paper section 4, algorithm 1).
+"""Diffusion search: model-based denoising of action sequences, batched over observations (paper section 4).
 
 Verified against the released planner with its noise and prior draws fixed (tests/test_golden.py). Different on purpose:
 a whole batch of observations is searched at once; prior rollouts and their values are computed once per search instead
@@ -184,7 +184,8 @@ class Evaluator:
         action = self.model.prior_action(z[-1], None, self.task)
         terminal = self.model.value(z[-1], action, self.task, self.critics).mean(0).squeeze(-1)
         alive = self._alive(z)
-        total, discount = th.zeros_like(terminal), 1.0
+        total = th.zeros_like(terminal)
+        discount: float | th.Tensor = 1.0
         for t in range(self.config.horizon):
             total = total + discount * (rewards[t] if alive is None or t == 0 else alive[t - 1] * rewards[t])
             discount = discount * self.discount
