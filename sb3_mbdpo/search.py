@@ -296,12 +296,13 @@ def combine_elites(
     :param temperature: Softmax temperature lambda
     :return: mean plan [B, H, A], weighted value [B], standard deviation of all values [B]
     """
-    mean, std = values.mean(1, keepdim=True), values.std(1, keepdim=True)
-    scale = th.where(std < MIN_STD, th.ones_like(std), std)
+    std = values.std(1, keepdim=True)
+    scale = th.where(std < MIN_STD, 1.0, std) * temperature
     elite_values, elites = values.topk(n_elites, dim=1)
-    weights = ((elite_values - mean) / scale / temperature).softmax(dim=1)
+    # Subtracting the mean of the values, as the paper writes it, would not change a softmax
+    weights = (elite_values / scale).softmax(dim=1)
     elite_plans = plans.gather(1, elites[:, :, None, None].expand(-1, -1, *plans.shape[2:]))
-    return th.einsum("bk,bkha->bha", weights, elite_plans), (weights * elite_values).sum(1), std.squeeze(1)
+    return (weights[:, :, None, None] * elite_plans).sum(1), (weights * elite_values).sum(1), std.squeeze(1)
 
 
 @th.no_grad()

@@ -264,10 +264,11 @@ class WorldModel(nn.Module):
         :param task: Task indices
         :return: Actions [..., A] in [-1, 1]
         """
-        mean, log_std = self.prior_params(z, task)
-        if noise is None:
-            return mean.tanh()
         mask = self.mask(task)
+        if noise is None:
+            mean = self.prior(self.join(z, None, task))[..., : self.action_dim]
+            return (mean if mask is None else mean * mask).tanh()
+        mean, log_std = self.prior_params(z, task)
         return (mean + log_std.exp() * (noise if mask is None else noise * mask)).tanh()
 
     def prior_sample(self, z: th.Tensor, noise: th.Tensor, task: th.Tensor | None = None) -> PriorSample:
