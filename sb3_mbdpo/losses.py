@@ -6,6 +6,7 @@ action (the released code pairs it with another step's), targets take a random p
 first two), and windows cut short by an episode's end are masked. The score network's loss is in `distillation.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,8 +64,8 @@ class LatentBatch(NamedTuple):
 
 class UpdateNoise(NamedTuple):
     """
-    Every random number of an update but dropout: standard normals ``target`` [H, B, A] (bootstrap actions), ``energy``
-    [H, B, A] (prior actions), ``jitter`` [H, B, A], ``prior`` [H + 1, B, A]; ``uniform`` [H, B, A] on [-1, 1];
+    Every random number of an update but dropout: standard normals ``target``
+    [K + 1, H, B, A] (bootstrap actions), ``energy`` [H, B, A] (prior actions), ``jitter`` [H, B, A], ``prior`` [H + 1, B, A]; ``uniform`` [H, B, A] on [-1, 1];
     ``target_critics`` and ``prior_critics`` [2], indices.
     """
 
@@ -77,39 +78,59 @@ class UpdateNoise(NamedTuple):
     prior_critics: th.Tensor
 
 
-def draw_update_noise(model: WorldModel, actions: th.Tensor, generator: th.Generator) -> UpdateNoise:
+def draw_update_noise(
+    model: WorldModel, actions: th.Tensor, generator: th.Generator, target_horizon: int = 0
+) -> UpdateNoise:
     """
     :param model: World model
     :param actions: The batch's actions [H, B, A]
     :param generator: Source of all draws, on the device of ``actions``
+    :param target_horizon: Imagined steps K in the targets
     :return: The random numbers of one update
     """
     horizon, batch, width = actions.shape
 
-    def normal(steps: int) -> th.Tensor:
-        return th.randn(steps, batch, width, generator=generator, device=generator.device)
+    def normal(*steps: int) -> th.Tensor:
+        return th.randn(*steps, batch, width, generator=generator, device=generator.device)
 
     uniform = th.rand(horizon, batch, width, generator=generator, device=generator.device) * 2 - 1
     pairs = (random_pair(model.n_critics, generator), random_pair(model.n_critics, generator))
-    return UpdateNoise(normal(horizon), normal(horizon), normal(horizon), uniform, normal(horizon + 1), *pairs)
+    target = normal(target_horizon + 1, horizon)
+    return UpdateNoise(target, normal(horizon), normal(horizon), uniform, normal(horizon + 1), *pairs)
 
 
 @th.no_grad()
 def td_target(
-    model: WorldModel, batch: LatentBatch, next_action: th.Tensor, critics: th.Tensor, discount: float | th.Tensor
+    model: WorldModel,
+    batch: LatentBatch,
+    policy: Callable[[th.Tensor, th.Tensor], th.Tensor],
+    noise: UpdateNoise,
+    discount: float | th.Tensor,
+    episodic: bool = False,
 ) -> th.Tensor:
     """
-    One-step targets y = r + gamma (1 - done) min of two target critics.
+    Targets y = r + gamma (1 - done) min of two target critics, as far ahead as the noise has steps.
+
+    The paper's targets look one step ahead (K = 0). With K > 0 the bootstrap policy is first unrolled for K steps in
+    the model and the predicted rewards are added: model-based value expansion (Feinberg et al., 2018).
 
     :param model: World model
     :param batch: Encoded batch
-    :param next_action: Action of the bootstrap policy at ``batch.targets`` [H, B, A]
-    :param critics: Indices of the two target critics [2]
+    :param policy: Bootstrap policy, latents and standard normal noise [H, B, .] to actions [H, B, A]
+    :param noise: Random numbers; ``noise.target`` has K + 1 steps
     :param discount: gamma, a number or [B, 1] per task
+    :param episodic: Imagined steps end where the termination head says so
     :return: [H, B, 1]
     """
-    value = model.value(batch.targets, next_action, batch.task, model.target_critics.select(critics)).amin(0)
-    return batch.rewards + discount * (1 - batch.terminations) * value
+    z, target, weight = batch.targets, batch.rewards, discount * (1 - batch.terminations)
+    for step in noise.target[:-1]:
+        joined = model.join(z, policy(z, step), batch.task)
+        target = target + weight * model.two_hot.decode(model.reward(joined))
+        z, weight = model.dynamics(joined), weight * discount
+        if episodic and model.termination is not None:
+            weight = weight * (model.termination(model.join(z, None, batch.task)) <= 0)
+    critics = model.target_critics.select(noise.target_critics)
+    return target + weight * model.value(z, policy(z, noise.target[-1]), batch.task, critics).amin(0)
 
 
 def world_model_loss(

@@ -72,6 +72,8 @@ class MBDPO(OffPolicyAlgorithm):
         "prior": the Gaussian prior alone
     :param bootstrap: Policy whose actions the critics' targets take: "prior" (as released) or "score" (the distilled
         diffusion policy, closer to the one that acts)
+    :param target_horizon: Steps that the bootstrap policy is unrolled in the model before the targets take the critics'
+        word (0 in the paper). More steps let values travel faster and trust the model more. Preset
     :param warmup_updates: Updates done at once when learning starts. None: one per step collected so far when
         ``learning_starts`` is None too (the paper's rule), otherwise 0 (as in other SB3 algorithms)
     :param consistency_coef: Weight of the latent consistency loss (20)
@@ -138,6 +140,7 @@ class MBDPO(OffPolicyAlgorithm):
         energy_coef: float = 0.01,
         act_mode: str = "search",
         bootstrap: str = "prior",
+        target_horizon: int | None = None,
         warmup_updates: int | None = None,
         consistency_coef: float = 20.0,
         reward_coef: float = 0.1,
@@ -193,6 +196,7 @@ class MBDPO(OffPolicyAlgorithm):
         self.beta_start, self.beta_end = beta_start, beta_end
         self.exploration_noise, self.energy_coef = exploration_noise, energy_coef
         self.act_mode, self.bootstrap, self.warmup_updates = act_mode, bootstrap, warmup_updates
+        self.target_horizon = target_horizon
         self.consistency_coef, self.reward_coef, self.value_coef = consistency_coef, reward_coef, value_coef
         self.termination_coef, self.energy_loss_coef = termination_coef, energy_loss_coef
         self.score_coef, self.entropy_coef, self.rho = score_coef, entropy_coef, rho
@@ -238,8 +242,9 @@ class MBDPO(OffPolicyAlgorithm):
             ),
             self.tau,
             self.bootstrap,
+            self.target_horizon,  # type: ignore[arg-type]  # resolved above, as below
             self.score_coef,
-            self.score_batch_size,  # type: ignore[arg-type]  # resolved above
+            self.score_batch_size,  # type: ignore[arg-type]
             self.score_samples,  # type: ignore[arg-type]
             self.score_interval,  # type: ignore[arg-type]
             self.max_grad_norm,

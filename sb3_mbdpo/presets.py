@@ -31,6 +31,7 @@ class ModelSize:
 # Keys: parameters in millions. 1 to 317 are the paper's; the smaller ones are for classic control on a CPU.
 MODEL_SIZES: dict[float, ModelSize] = {
     0.02: ModelSize(32, 2, 32, 16, 2, num_channels=8),
+    0.1: ModelSize(96, 2, 96, 64, 2, num_channels=16),
     0.2: ModelSize(128, 2, 128, 64, 2, num_channels=16),
     0.5: ModelSize(256, 2, 192, 128, 2, num_channels=16),
     1: ModelSize(256, 2, 384, 128, 2),
@@ -56,6 +57,7 @@ class Preset:
     beta_start: float
     beta_end: float
     exploration_noise: float
+    target_horizon: int
     score_batch_size: int
     score_samples: int
     score_interval: int
@@ -74,12 +76,13 @@ PRESETS: dict[str, Preset] = {
         beta_start=1e-4,
         beta_end=1e-2,
         exploration_noise=0.05,
+        target_horizon=0,
         score_batch_size=32,
         score_samples=128,
         score_interval=1,
     ),
     "cpu": Preset(
-        model_size=0.2,
+        model_size=0.1,
         batch_size=128,
         horizon=3,
         denoising_steps=5,
@@ -90,6 +93,7 @@ PRESETS: dict[str, Preset] = {
         beta_start=1e-3,
         beta_end=0.2,
         exploration_noise=0.2,
+        target_horizon=3,
         score_batch_size=32,
         score_samples=16,
         score_interval=4,
@@ -106,6 +110,7 @@ PRESETS: dict[str, Preset] = {
         beta_start=1e-3,
         beta_end=0.2,
         exploration_noise=0.1,
+        target_horizon=1,
         score_batch_size=4,
         score_samples=8,
         score_interval=1,

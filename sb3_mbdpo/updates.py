@@ -34,6 +34,7 @@ class Learner:
     :param coefficients: Weights of the losses
     :param tau: Polyak step of target critics and value range
     :param bootstrap: Policy that the critics' targets follow, "prior" or "score"
+    :param target_horizon: Imagined steps in the critics' targets, see :func:`~sb3_mbdpo.losses.td_target`
     :param score_coef: Weight of the score network's loss
     :param score_batch_size: Latents per update that the score network learns from
     :param score_samples: Candidate plans per latent in the score network's targets
@@ -47,6 +48,7 @@ class Learner:
         coefficients: LossCoefficients,
         tau: float,
         bootstrap: str,
+        target_horizon: int,
         score_coef: float,
         score_batch_size: int,
         score_samples: int,
@@ -55,6 +57,7 @@ class Learner:
     ):
         self.policy, self.model = policy, policy.world_model
         self.coefficients, self.tau, self.bootstrap = coefficients, tau, bootstrap
+        self.target_horizon = target_horizon
         self.score_coef, self.score_batch_size = score_coef, score_batch_size
         self.score_config = with_samples(policy.search_config, score_samples)
         self.score_interval, self.max_grad_norm = score_interval, max_grad_norm
@@ -68,7 +71,7 @@ class Learner:
         :return: Losses, gradient norms and statistics by log key, as scalar tensors
         """
         batch = self.encode(samples)
-        noise = draw_update_noise(self.model, batch.actions, self.policy.generator)
+        noise = draw_update_noise(self.model, batch.actions, self.policy.generator, self.target_horizon)
         metrics, z = self.update_world_model(batch, noise)
         metrics |= self.update_prior(z.detach(), batch, noise)
         if self.policy.score_optimizer is not None and index % self.score_interval == 0:
@@ -108,7 +111,7 @@ class Learner:
         :return: metrics, rolled-out latents [H + 1, B, L]
         """
         policy, discount = self.policy, self.policy.search_config.discount
-        target = td_target(self.model, batch, self.next_action(batch, noise), noise.target_critics, discount)
+        target = td_target(self.model, batch, self.bootstrap_action, noise, discount, policy.episodic)
         loss, z, losses = world_model_loss(
             self.model, batch, target, noise, self.coefficients, policy.generator, policy.episodic
         )
@@ -121,18 +124,18 @@ class Learner:
         return metrics, z
 
     @th.no_grad()
-    def next_action(self, batch: LatentBatch, noise: UpdateNoise) -> th.Tensor:
+    def bootstrap_action(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """
-        Actions of the bootstrap policy at the latents that targets look at.
+        Actions of the policy that targets follow.
 
-        :param batch: Encoded batch
-        :param noise: Random numbers of this update
-        :return: [H, B, A]
+        :param z: [..., L]
+        :param noise: Standard normal draws [..., A]
+        :return: [..., A]
         """
         if self.bootstrap == "prior":
-            return self.model.prior_action(batch.targets, noise.target, batch.task)
-        action = self.score_action(batch.targets.flatten(0, 1)).unflatten(0, batch.targets.shape[:2])
-        return (action + self.policy.exploration_noise * noise.target).clamp(-1, 1)
+            return self.model.prior_action(z, noise)
+        action = self.score_action(z.flatten(0, -2)).view_as(noise)
+        return (action + self.policy.exploration_noise * noise).clamp(-1, 1)
 
     def score_action(self, z: th.Tensor) -> th.Tensor:
         """

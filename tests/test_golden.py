@@ -246,7 +246,9 @@ def test_one_update(golden: Golden) -> None:
     golden.check("latents", _rollout(model, batch))
 
     zeros = th.zeros(horizon, batch_size, width)
-    noise = UpdateNoise(zeros, zeros, zeros, zeros, th.zeros(horizon + 1, batch_size, width), FIRST_PAIR, FIRST_PAIR)
+    noise = UpdateNoise(
+        zeros[None], zeros, zeros, zeros, th.zeros(horizon + 1, batch_size, width), FIRST_PAIR, FIRST_PAIR
+    )
     coefficients = LossCoefficients(
         config["consistency_coef"],
         config["reward_coef"],
@@ -256,8 +258,11 @@ def test_one_update(golden: Golden) -> None:
         config["entropy_coef"],
         config["rho"],
     )
-    next_action = model.prior_action(targets, noise.target, task)
-    target = td_target(model, batch, next_action, FIRST_PAIR, golden.discount)
+
+    def prior(z: th.Tensor, eps: th.Tensor) -> th.Tensor:
+        return model.prior_action(z, eps, task)
+
+    target = td_target(model, batch, prior, noise, golden.discount)
     golden.check("td_target", target)
 
     total, z, losses = world_model_loss(model, batch, target, noise, coefficients, episodic=golden.episodic)

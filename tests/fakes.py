@@ -1,0 +1,153 @@
+"""Small environments, policies and models that the tests share."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_mbdpo import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy, WorldModel
+from sb3_mbdpo.encoders import StateEncoder
+from sb3_mbdpo.losses import LatentBatch
+from sb3_mbdpo.schedule import NoiseSchedule
+from sb3_mbdpo.search import SearchConfig
+from sb3_mbdpo.world_model import TaskSpec
+
+VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
+IMAGE = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+MIXED = spaces.Dict({"camera": IMAGE, "speed": VECTOR, "gear": spaces.Discrete(3)})
+ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
+UNEVEN = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([1.0, 0.5], np.float32))
+
+TINY_SIZES: dict[str, Any] = {
+    "model_size": 0.02,
+    "denoising_steps": 3,
+    "n_samples": 16,
+    "n_elites": 4,
+    "n_prior_trajectories": 4,
+    "beta_start": 1e-3,
+    "beta_end": 0.2,
+}
+
+
+class ToyEnv(gym.Env):
+    """
+    Random observations, episodes of fixed lengths, and a check that every action belongs to the action space.
+
+    :param observation_space: Any space
+    :param action_space: Box
+    :param lengths: Lengths of the episodes, taken in turn
+    :param terminates: Episodes end by termination instead of a time limit
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space = VECTOR,
+        action_space: spaces.Space = ACTIONS,
+        lengths: tuple[int, ...] = (5,),
+        terminates: bool = False,
+    ):
+        self.observation_space, self.action_space = copy.deepcopy(observation_space), copy.deepcopy(action_space)
+        self.lengths, self.terminates = lengths, terminates
+        self.episodes = self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.episodes, self.steps = self.episodes + 1, 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        self.steps += 1
+        end = self.steps == self.lengths[(self.episodes - 1) % len(self.lengths)]
+        reward = -float(np.abs(action).mean())
+        return self.observation_space.sample(), reward, end and self.terminates, end and not self.terminates, {}
+
+
+def toy_envs(n_envs: int = 1, **kwargs: Any) -> DummyVecEnv:
+    """Environments whose episodes are of different lengths: 5 steps in the first, 6 in the second, ..."""
+
+    def maker(index: int) -> Callable[[], gym.Env]:
+        return lambda: ToyEnv(**({"lengths": (5 + index,)} | kwargs))
+
+    return DummyVecEnv([maker(index) for index in range(n_envs)])
+
+
+def policy_class_for(space: spaces.Space) -> type[MBDPOPolicy]:
+    if isinstance(space, spaces.Dict):
+        return MultiInputPolicy
+    return CnnPolicy if space.shape is not None and len(space.shape) == 3 else MlpPolicy
+
+
+def make_policy(
+    observation_space: spaces.Space = VECTOR, action_space: spaces.Box = ACTIONS, seed: int = 0, **kwargs: Any
+) -> MBDPOPolicy:
+    """A tiny policy whose heads are not at their zero start, so that values, rewards and energies differ."""
+    th.manual_seed(seed)
+    policy = policy_class_for(observation_space)(
+        observation_space, action_space, lambda _: 3e-4, seed=seed, **(TINY_SIZES | kwargs)
+    )
+    randomize(policy.world_model)
+    return policy
+
+
+def randomize(model: WorldModel, seed: int = 0) -> WorldModel:
+    """Give the last layers, which start at zero, random weights."""
+    generator = th.Generator().manual_seed(seed)
+    layers = [model.reward[-1].weight, model.critics.weights[-1], model.target_critics.weights[-1]]
+    layers += [model.energy[-1].weight] if model.energy is not None else []
+    with th.no_grad():
+        for weight in layers:
+            weight.copy_(0.3 * th.randn(weight.shape, generator=generator))
+    return model
+
+
+def make_model(tasks: TaskSpec | None = None, seed: int = 0, **kwargs: Any) -> WorldModel:
+    """A world model of 5-wide observations, 16-wide latents and 2 actions."""
+    th.manual_seed(seed)
+    task_dim = 0 if tasks is None else tasks.embedding_dim
+    sizes: dict[str, Any] = {
+        "hidden": (24, 24),
+        "n_critics": 3,
+        "num_bins": 21,
+        "vmin": -3.0,
+        "vmax": 3.0,
+        "dropout": 0.0,
+    }
+    encoder = StateEncoder(5, [24], 16, task_dim=task_dim)
+    return randomize(WorldModel(encoder, 16, 2, tasks=tasks, **(sizes | kwargs)), seed)
+
+
+def make_config(**kwargs: Any) -> SearchConfig:
+    values = {"horizon": 3, "n_samples": 32, "n_elites": 6, "n_prior_trajectories": 4, "energy_coef": 0.5} | kwargs
+    return SearchConfig(NoiseSchedule(4, 1e-3, 0.2), **values)
+
+
+def make_batch(model: WorldModel, horizon: int = 3, size: int = 6, seed: int = 0) -> LatentBatch:
+    """A batch with full windows; the first latents carry a gradient into the encoder."""
+    generator = th.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> th.Tensor:
+        return th.randn(shape, generator=generator)
+
+    task = None if model.task_embedding is None else th.arange(size) % model.task_embedding.num_embeddings
+    first = model.encode(normal(size, 5), task)
+    with th.no_grad():
+        flat_task = None if task is None else task.repeat(horizon)
+        targets = model.encode(normal(horizon * size, 5), flat_task).unflatten(0, (horizon, size))
+    actions = normal(horizon, size, model.action_dim).clamp(-1, 1)
+    if task is not None:
+        actions = actions * model.action_masks[task]
+    rewards, terminations = normal(horizon, size, 1), th.zeros(horizon, size, 1)
+    terminations[-1, 0] = 1
+    return LatentBatch(first, targets, actions, rewards, terminations, th.ones(horizon, size, 1), task)
+
+
+def flat_parameters(module: th.nn.Module) -> th.Tensor:
+    return th.cat([value.detach().flatten() for value in module.state_dict().values()])
