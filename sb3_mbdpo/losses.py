@@ -64,9 +64,11 @@ class LatentBatch(NamedTuple):
 
 class UpdateNoise(NamedTuple):
     """
-    Every random number of an update but dropout: standard normals ``target``
-    [K + 1, H, B, A] (bootstrap actions), ``energy`` [H, B, A] (prior actions), ``jitter`` [H, B, A], ``prior`` [H + 1, B, A]; ``uniform`` [H, B, A] on [-1, 1];
-    ``target_critics`` and ``prior_critics`` [2], indices.
+    Every random number of an update but dropout.
+
+    Standard normals: ``target`` [K + 1, H, B, A] for bootstrap actions, ``energy`` [H, B, A] for the prior's proposals,
+    ``jitter`` [H, B, A], ``prior`` [H + 1, B, A]. ``uniform`` [H, B, A] on [-1, 1]. Indices of critics:
+    ``target_critics`` and ``prior_critics`` [2].
     """
 
     target: th.Tensor
@@ -254,7 +256,7 @@ def prior_loss(
         "prior": loss.detach(),
         "prior_entropy": -sample.log_prob.detach().mean(),
         "value_mean": value.detach()[0].mean(),
-        "prior_scale": model.prior_scale.detach().clone(),
+        "prior_scale": model.prior_scale[0].clone(),
     }
 
 

@@ -4,6 +4,10 @@ What was checked against the authors' released implementation: the world model, 
 (tests/test_golden.py). What differs is named at the head of each module: `search`, `losses`, `distillation`.
 """
 
+import io
+import math
+import pathlib
+from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -23,6 +27,21 @@ from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPoli
 from sb3_mbdpo.presets import discount_for, episode_length_of, learning_starts_for, resolve_preset
 from sb3_mbdpo.updates import BOOTSTRAPS, Learner
 
+# Argument, smallest and largest value; the search checks its own (see SearchConfig)
+RANGES = (
+    ("batch_size", 1, math.inf),
+    ("score_batch_size", 1, math.inf),
+    ("score_samples", 2, math.inf),
+    ("score_interval", 1, math.inf),
+    ("target_horizon", 0, math.inf),
+    ("warmup_updates", 0, math.inf),
+    ("exploration_noise", 0, math.inf),
+    ("max_grad_norm", 0, math.inf),
+    ("gamma", 0, 1),
+    ("tau", 0, 1),
+    ("rho", 0, 1),
+)
+
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
 
 
@@ -38,7 +57,8 @@ class MBDPO(OffPolicyAlgorithm):
 
     :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class
     :param env: Environment, its id, or a vector environment; None only when loading
-    :param learning_rate: Adam's learning rate, 3e-4, or a schedule of the remaining progress (1 to 0)
+    :param learning_rate: Adam's learning rate, or a schedule of the remaining progress (1 to 0). Preset: 3e-4 for the
+        paper's sizes, 1e-3 for the small models of the cpu preset
     :param buffer_size: Transitions kept for replay
     :param learning_starts: Random environment steps before the first update. None: max(1000, 5 L) for episodes of
         length L, followed by ``warmup_updates``
@@ -113,7 +133,7 @@ class MBDPO(OffPolicyAlgorithm):
         self,
         policy: str | type[MBDPOPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | Schedule | None = None,
         buffer_size: int = 1_000_000,
         learning_starts: int | None = None,
         batch_size: int | None = None,
@@ -167,9 +187,9 @@ class MBDPO(OffPolicyAlgorithm):
         super().__init__(
             policy,
             env,
-            learning_rate,
+            learning_rate,  # type: ignore[arg-type]  # resolved below, as what else is None here
             buffer_size,
-            learning_starts,  # type: ignore[arg-type]  # resolved below
+            learning_starts,  # type: ignore[arg-type]
             batch_size,  # type: ignore[arg-type]
             tau,
             gamma,  # type: ignore[arg-type]
@@ -207,6 +227,8 @@ class MBDPO(OffPolicyAlgorithm):
         self._plans: np.ndarray | None = None
         self._restarts: np.ndarray | None = None
         self._metrics = RunningMeans()
+        # Device and state of the policy's generator when the model was saved
+        self._generator_state: tuple[str, np.ndarray] | None = None
 
         if _init_setup_model:
             self._setup_model()
@@ -214,8 +236,8 @@ class MBDPO(OffPolicyAlgorithm):
     # --- construction -------------------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
-        self._check_arguments()
         self._resolve_defaults()
+        self._check_arguments()
         if self.replay_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.replay_buffer_class = DictSequenceReplayBuffer if is_dict else SequenceReplayBuffer
@@ -229,6 +251,8 @@ class MBDPO(OffPolicyAlgorithm):
             self.policy_kwargs = user_kwargs
         assert self.replay_buffer is not None
         self.replay_buffer.seed(self.seed)
+        if self._generator_state is not None and self._generator_state[0] == self.device.type:
+            self.policy.generator.set_state(th.from_numpy(self._generator_state[1]))
         self.learner = Learner(
             self.policy,
             LossCoefficients(
@@ -256,6 +280,14 @@ class MBDPO(OffPolicyAlgorithm):
             raise ValueError(f'bootstrap must be "prior" or "score", got {self.bootstrap!r}.')
         if self.bootstrap == "score" and self.score_coef <= 0:
             raise ValueError('bootstrap="score" needs a trained score network: pass score_coef > 0.')
+        dtype = self.action_space.dtype
+        if not np.issubdtype(dtype, np.floating):
+            raise ValueError(f"The action space must be a Box of floats, got {dtype}: wrap the environment to round.")
+        if "horizon" in self.replay_buffer_kwargs and self.replay_buffer_kwargs["horizon"] != self.horizon:
+            raise ValueError("replay_buffer_kwargs holds `horizon`, an argument of MBDPO itself: pass it to MBDPO.")
+        clashing = sorted(self._policy_arguments().keys() & self.policy_kwargs.keys())
+        if clashing:
+            raise ValueError(f"policy_kwargs holds arguments of MBDPO itself: {clashing}; pass them to MBDPO.")
         if self.n_steps != 1:
             raise ValueError(f"n_steps must be 1, got {self.n_steps}: use `horizon` for longer lookahead.")
         buffer_class = self.replay_buffer_class
@@ -282,6 +314,9 @@ class MBDPO(OffPolicyAlgorithm):
             self._apply_episode_rules()
         if self.warmup_updates is None:
             self.warmup_updates = 0
+        for name, least, most in RANGES:
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must lie between {least:g} and {most:g}, got {getattr(self, name)}.")
 
     def _apply_episode_rules(self) -> None:
         length = None if self.env is None else episode_length_of(self.env)
@@ -456,6 +491,22 @@ class MBDPO(OffPolicyAlgorithm):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     # --- saving -------------------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model; the state of its random generator too, so that a continued run is the run that was stopped.
+
+        :param path: File
+        :param exclude: Attributes to leave out
+        :param include: Attributes to save although they are left out by default
+        """
+        self._generator_state = (self.device.type, self.policy.generator.get_state().numpy())
+        super().save(path, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "learner", "_plans", "_restarts", "_metrics"]

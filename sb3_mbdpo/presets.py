@@ -46,6 +46,7 @@ MODEL_SIZES: dict[float, ModelSize] = {
 class Preset:
     """What a preset decides; each field is an argument of ``MBDPO``, where it is described."""
 
+    learning_rate: float
     model_size: float
     batch_size: int
     horizon: int
@@ -65,6 +66,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "paper": Preset(
+        learning_rate=3e-4,
         model_size=5,
         batch_size=256,
         horizon=3,
@@ -82,6 +84,7 @@ PRESETS: dict[str, Preset] = {
         score_interval=1,
     ),
     "cpu": Preset(
+        learning_rate=1e-3,
         model_size=0.1,
         batch_size=128,
         horizon=3,
@@ -99,6 +102,7 @@ PRESETS: dict[str, Preset] = {
         score_interval=4,
     ),
     "debug": Preset(
+        learning_rate=1e-3,
         model_size=0.02,
         batch_size=32,
         horizon=3,

@@ -51,11 +51,13 @@ def load_released_checkpoint(
     weights = _read(path)
     try:
         model = _build(weights, simnorm_dim, vmin, vmax, dropout, horizon, action_dims)
+        state = _translate(weights, model)
+    except (IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"{path} holds tensors of impossible shapes ({error}); nothing was loaded.") from error
     except KeyError as error:
         raise ValueError(
             f"{path} is not a checkpoint of MBDPO or TD-MPC2: it has no {error.args[0]!r}; nothing was loaded."
         ) from error
-    state = _translate(weights, model)
     expected = model.state_dict()
     wrong = [
         f"{key}: expected {tuple(expected[key].shape)}, found {tuple(value.shape)}"
@@ -123,6 +125,11 @@ def _build(
     if "_score.0.weight" in weights:
         horizon = weights[f"_score.{last}.weight"].shape[0] // action_dim
         time_embed_dim = weights["_score.0.weight"].shape[1] - latent_dim - task_dim - horizon * action_dim
+        if time_embed_dim < 2 or time_embed_dim % 2:
+            raise ValueError(
+                f"_score.0.weight leaves {time_embed_dim} inputs for the denoising step, which must be even and "
+                "positive; nothing was loaded."
+            )
     log_std_min = float(weights.get("log_std_min", th.tensor(-10.0)))
     return WorldModel(
         _encoder(weights, latent_dim, simnorm_dim, task_dim),
@@ -182,8 +189,7 @@ def _translate(weights: Weights, model: WorldModel) -> Weights:
             state["action_masks"] = value.float()
         elif key == "_task_emb.weight":
             state["task_embedding.weight"] = value
-        elif head in HEADS:
-            net = getattr(model, HEADS[head])
+        elif head in HEADS and (net := getattr(model, HEADS[head])) is not None:
             state[f"{HEADS[head]}.{_layer_name(rest, net)}"] = value
         elif head == "_score" and model.score is not None:
             state[f"score.net.{_layer_name(rest, model.score.net)}"] = value

@@ -50,7 +50,8 @@ class TwoHot(nn.Module):
         :return: index of the lower bin [..., 1] (int64) and weight of the upper one [..., 1]
         """
         position = (symlog(x).clamp(self.vmin, self.vmax) - self.vmin) * ((self.num_bins - 1) / (self.vmax - self.vmin))
-        lower = position.floor().clamp(max=self.num_bins - 2)
+        # NaN is given a bin, so that it shows as a NaN loss instead of as an index out of bounds
+        lower = position.floor().clamp(max=self.num_bins - 2).nan_to_num(0.0)
         return lower.long(), position - lower
 
     def encode(self, x: th.Tensor) -> th.Tensor:

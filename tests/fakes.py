@@ -151,3 +151,47 @@ def make_batch(model: WorldModel, horizon: int = 3, size: int = 6, seed: int = 0
 
 def flat_parameters(module: th.nn.Module) -> th.Tensor:
     return th.cat([value.detach().flatten() for value in module.state_dict().values()])
+
+
+class Scalar(th.nn.Module):
+    """A stand-in for a head: any function of its input, as logits that decode to exactly that number."""
+
+    def __init__(self, model: WorldModel, function: Callable[[th.Tensor], th.Tensor]):
+        super().__init__()
+        self.two_hot, self.function = model.two_hot, function
+
+    def forward(self, joined: th.Tensor) -> th.Tensor:
+        number = self.function(joined)
+        logits = (self.two_hot.encode(number.nan_to_num()) + 1e-30).log()
+        return logits.masked_fill(number.isnan(), th.nan)
+
+
+def hand_set(
+    reward: Callable[[th.Tensor], th.Tensor] = lambda action: 0 * action[..., :1],
+    value: float = 0.0,
+    termination: Callable[[th.Tensor], th.Tensor] | None = None,
+) -> WorldModel:
+    """
+    A model whose latents stand still, with a given reward of the action alone and one value everywhere.
+
+    :param termination: Function of the latent, above zero where the episode has ended
+    """
+    model = make_model(num_bins=41, vmin=-4.0, vmax=4.0)
+    model.dynamics = Apply(lambda joined: joined[..., :16])
+    model.reward = Scalar(model, lambda joined: reward(joined[..., 16:]))
+    head = Scalar(model, lambda joined: th.full_like(joined[..., :1], value))
+    model.critics.select = lambda members, detach=False: lambda x: head(x).expand(2, *x.shape[:-1], -1)
+    if termination is not None:
+        model.termination = Apply(termination)
+    return model
+
+
+class Apply(th.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[th.Tensor], th.Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return self.function(x)

@@ -4,7 +4,7 @@ Learning curves of MBDPO and of its rivals, each run trained in a fresh process.
 Run it from the repository's root::
 
     python -m tests.benchmarks.learning --task Pendulum-v1 --algos mbdpo sac --seeds 0 1 2 3 4 --steps 5000 \\
-        --eval-every 500 --threshold -200 --out /tmp/pendulum --variant noisy:exploration_noise=0.1
+        --eval-every 500 --threshold -200 --out logs/pendulum --variant noisy:exploration_noise=0.1
 
 The folder then holds ``evaluations.csv`` (one row per evaluation: returns, seconds of training alone, wall and CPU),
 ``episodes.csv`` (one row per training episode), ``study.json`` (what was run) and ``learning.png``. The same command

@@ -1,0 +1,151 @@
+from dataclasses import replace
+
+import pytest
+import torch as th
+
+from sb3_mbdpo.distillation import own_path, score_loss, search_target
+from sb3_mbdpo.schedule import NoiseSchedule
+from sb3_mbdpo.search import SearchNoise, draw_noise, score_plan, search
+from sb3_mbdpo.world_model import TaskSpec, WorldModel
+from tests.fakes import hand_set, make_config, make_model
+
+CPU = th.device("cpu")
+TASKS = TaskSpec([2, 1], 8)
+
+
+def generator(seed: int = 0) -> th.Generator:
+    return th.Generator().manual_seed(seed)
+
+
+def inputs(model: WorldModel, size: int = 8, seed: int = 0) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    """Latents, executed actions and tasks."""
+    draw = generator(seed)
+    task = None if model.task_embedding is None else th.arange(size) % 2
+    with th.no_grad():
+        z = model.encode(th.randn(size, 5, generator=draw), task)
+    return z, th.rand(size, 3, 2, generator=draw) * 2 - 1, task
+
+
+def loss_of(model: WorldModel, seed: int = 0, size: int = 8) -> th.Tensor:
+    config, draw = make_config(), generator(seed)
+    z, behaviour, task = inputs(model, size, seed)
+    noise = draw_noise(config, model, draw, size, CPU, steps=1)
+    return score_loss(model, config, z, behaviour, noise, draw, task)
+
+
+@pytest.mark.parametrize("tasks", [None, TASKS])
+def test_gradient_reaches_the_score_network_alone(tasks: TaskSpec | None) -> None:
+    model = make_model(tasks)
+    state = th.get_rng_state()
+    loss_of(model).backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith("score."):
+            assert parameter.grad is not None and parameter.grad.any(), name
+        else:
+            assert parameter.grad is None, name
+    assert th.equal(state, th.get_rng_state())
+
+
+def test_the_generator_decides_everything() -> None:
+    model = make_model()
+    assert th.equal(loss_of(model, 1), loss_of(model, 1)) and not th.equal(loss_of(model, 1), loss_of(model, 2))
+
+
+def test_loss_falls_and_the_network_learns_to_search() -> None:
+    """On a frozen model with a best action at (0.7, -0.4) the distilled policy comes to plan as the search does."""
+    best = th.tensor([0.7, -0.4])
+    model = hand_set(lambda action: -(action - best).pow(2).sum(-1, keepdim=True))
+    config = make_config(n_samples=64, n_elites=8, energy_coef=0.0)
+    optimizer = th.optim.Adam(model.score.parameters(), 3e-3)
+    z, behaviour, _ = inputs(model, 16)
+    cold, restart = th.zeros(16, 3, 2), th.ones(16, dtype=th.bool)
+    searched = search(model, config, z, cold, restart, draw_noise(config, model, generator(9), 16, CPU)).plan
+
+    def distance() -> float:
+        return (score_plan(model, config.schedule, z, cold, restart) - searched).abs().mean().item()
+
+    before, draw, losses = distance(), generator(), []
+    frozen = [p.detach().clone() for name, p in model.named_parameters() if not name.startswith("score.")]
+    for _ in range(150):
+        noise = draw_noise(config, model, draw, 16, CPU, steps=1)
+        loss = score_loss(model, config, z, behaviour, noise, draw)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+    assert distance() < 0.3 * before
+    after = [p for name, p in model.named_parameters() if not name.startswith("score.")]
+    assert all(th.equal(a, b) for a, b in zip(frozen, after, strict=True))
+
+
+@pytest.mark.parametrize("tasks", [None, TASKS])
+@th.no_grad()
+def test_paths_are_those_of_acting(tasks: TaskSpec | None) -> None:
+    """From a drawn point, denoising on to the end gives the plan that acting by score gives."""
+    model, config = make_model(tasks), make_config()
+    schedule = config.schedule
+    z, behaviour, task = inputs(model, 60)
+    for layer in model.score.net:
+        getattr(layer, "linear", layer).weight.mul_(20)  # so that it matters where a path starts
+    condition, mask = model.join(z, None, task), model.mask(task)
+    if mask is not None:
+        behaviour = behaviour * mask[:, None]
+    x, tau, alpha_bar = own_path(model, config, condition, behaviour, generator(), task)
+    assert sorted(tau.unique().tolist()) == [1, 2, 3]
+    th.testing.assert_close(alpha_bar.flatten(), th.tensor(schedule.alpha_bars)[tau])
+    previous = th.cat([th.zeros(60, 1, 2), behaviour[:, :-1]], 1)
+    plans = {cold: score_plan(model, schedule, z, previous, th.full((60,), cold), task) for cold in (True, False)}
+    starts = {"cold": 0, "warm": 0}
+    for row in range(60):
+        point, row_mask = x[row : row + 1], None if mask is None else mask[row]
+        for step in range(int(tau[row]), 0, -1):
+            bar = th.tensor(schedule.alpha_bars[step])
+            plan = model.score.clean_plan(condition[row : row + 1], point, th.tensor(step), bar)
+            point = schedule.denoise(point, plan if row_mask is None else plan * row_mask, step)
+        distances = {cold: (point.clamp(-1, 1)[0] - plans[cold][row]).abs().max() for cold in (True, False)}
+        nearest = min(distances, key=distances.__getitem__)
+        assert distances[nearest] < 1e-4
+        starts["cold" if nearest else "warm"] += 1
+    assert min(starts.values()) > 10, "half of the rows start cold"
+
+
+@th.no_grad()
+def test_target_is_one_step_of_the_search() -> None:
+    """From the search's own start, the target is what its step computes."""
+    model, config = make_model(), make_config()
+    z, behaviour, _ = inputs(model)
+    noise = draw_noise(config, model, generator(), 8, CPU)
+    # A schedule of one step ends where its first step leads
+    one_step = NoiseSchedule(2, 0.1, 0.1)
+    x = one_step.start(behaviour, th.zeros(8, dtype=th.bool))
+    target = search_target(model, config, z, x, th.full((8, 1, 1), one_step.alpha_bars[1]), noise)
+    plan = search(model, replace(config, schedule=one_step), z, behaviour, th.zeros(8, dtype=th.bool), noise).plan
+    th.testing.assert_close(one_step.denoise(x, target, 1).clamp(-1, 1), plan, rtol=1e-5, atol=1e-5)
+
+
+@th.no_grad()
+def test_rows_have_their_own_noise_level() -> None:
+    model, config = make_model(), make_config(n_prior_trajectories=0, n_elites=32, temperature=1e6)
+    z, x = inputs(model, 2)[0], th.zeros(2, 3, 2)
+    noise = SearchNoise(th.full((1, 2, 32, 3, 2), 1.0), th.zeros(3, 0, 2), th.tensor([0, 1]))
+    alpha_bar = th.tensor([0.99, 0.8])[:, None, None]
+    target = search_target(model, config, z, x, alpha_bar, noise)
+    expected = ((1 - alpha_bar) / alpha_bar).sqrt().expand(2, 3, 2)
+    th.testing.assert_close(target, expected)
+
+
+def test_missing_actions_cost_nothing() -> None:
+    """The score network's answer for an action that a task has not got does not enter the loss."""
+    model = make_model(TASKS)
+    with th.no_grad():
+        model.score.net[-1].weight.zero_()
+        model.score.net[-1].bias.copy_(th.tensor([0.3, 9.0, 0.3, 9.0, 0.3, 9.0]))
+    config, draw = make_config(), generator()
+    z, behaviour, _ = inputs(model)
+    task = th.ones(8, dtype=th.long)  # one action only
+    noise = draw_noise(config, model, draw, 8, CPU, steps=1)
+    behaviour = behaviour * model.mask(task)[:, None]
+    loss = score_loss(model, config, z, behaviour, noise, draw, task)
+    loss.backward()
+    assert not model.score.net[-1].bias.grad[1::2].any() and model.score.net[-1].bias.grad[::2].all()

@@ -1,0 +1,144 @@
+import pytest
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_mbdpo.layers import EnsembleMLP, Mish, NormedLinear, SimNorm, dropout_mask, fast_mish, mlp
+
+
+def generator(seed: int = 0) -> th.Generator:
+    return th.Generator().manual_seed(seed)
+
+
+def ensemble(dropout: float = 0.0, activation_fn: type[nn.Module] = Mish) -> EnsembleMLP:
+    th.manual_seed(0)
+    net = EnsembleMLP(4, 6, [10, 8], 3, activation_fn, dropout)
+    with th.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.3 * th.randn(parameter.shape))
+    return net
+
+
+def member(net: EnsembleMLP, index: int, x: th.Tensor) -> th.Tensor:
+    """One member, layer by layer as PyTorch's own functions compute it."""
+    for i, (weight, bias) in enumerate(zip(net.norm_weights, net.norm_biases, strict=True)):
+        x = F.linear(x, net.weights[i][index].T, net.biases[i][index, 0])
+        x = net.activation(F.layer_norm(x, x.shape[-1:], weight[index, 0], bias[index, 0]))
+    return F.linear(x, net.weights[-1][index].T, net.biases[-1][index, 0])
+
+
+# --- Mish -----------------------------------------------------------------------------------------------------------
+
+
+def test_mish_far_from_zero() -> None:
+    x = th.tensor([-1e10, -1e4, -100.0, 0.0, 40.0, 100.0, 1e4, 1e10], requires_grad=True)
+    value = Mish()(x)
+    (slope,) = th.autograd.grad(value.sum(), x)
+    th.testing.assert_close(value, F.mish(x), rtol=1e-6, atol=1e-6)
+    assert slope.isfinite().all()
+    th.testing.assert_close(slope, th.tensor([0.0, 0.0, 0.0, 0.6, 1.0, 1.0, 1.0, 1.0]), rtol=1e-6, atol=1e-6)
+    assert th.equal(fast_mish(x.detach()), value.detach())
+    assert th.equal(Mish()(x.detach()), value.detach()), "with and without gradient the same numbers"
+
+
+def test_mish_leaves_its_input_alone_and_passes_nan_on() -> None:
+    x = th.tensor([0.5, th.nan], requires_grad=True)
+    value = Mish()(x)
+    assert x[0] == 0.5 and value[1].isnan()
+    (slope,) = th.autograd.grad(value[0], x)
+    assert slope[0].isfinite()
+
+
+def test_mish_gradient_against_finite_differences() -> None:
+    x = th.linspace(-6, 6, 25, dtype=th.float64, requires_grad=True)
+    assert th.autograd.gradcheck(Mish(), (x,))
+
+
+# --- SimNorm and MLPs -----------------------------------------------------------------------------------------------
+
+
+def test_simnorm_is_a_softmax_over_each_group() -> None:
+    x = th.randn(3, 5, 24, generator=generator()) * 10
+    y = SimNorm(8)(x)
+    assert y.shape == x.shape
+    for start in (0, 8, 16):
+        th.testing.assert_close(y[..., start : start + 8], x[..., start : start + 8].softmax(-1))
+
+
+def test_simnorm_needs_whole_groups() -> None:
+    with pytest.raises(RuntimeError):
+        SimNorm(8)(th.zeros(2, 20))
+
+
+def test_normed_linear_is_linear_norm_activation() -> None:
+    layer, x = NormedLinear(5, 7, nn.Tanh()), th.randn(2, 3, 5, generator=generator())
+    nn.init.normal_(layer.norm.weight)
+    nn.init.normal_(layer.norm.bias)
+    th.testing.assert_close(layer(x), layer.norm(layer.linear(x)).tanh())
+
+
+def test_mlp_layers_and_start() -> None:
+    th.manual_seed(0)
+    net = mlp(5, [300, 200], 4, None, nn.ReLU, zero_last=True)
+    assert [type(layer).__name__ for layer in net] == ["NormedLinear", "NormedLinear", "Linear"]
+    assert not net(th.randn(3, 5)).any(), "a zero last layer predicts zero everywhere"
+    assert 0.019 < net[1].linear.weight.std() < 0.021 and net[1].linear.weight.abs().max() <= 2
+    assert not net[1].linear.bias.any() and isinstance(net[0].activation, nn.ReLU)
+    ends_in_simnorm = mlp(5, [], 16, SimNorm(8))
+    th.testing.assert_close(ends_in_simnorm(th.randn(3, 5)).unflatten(-1, (2, 8)).sum(-1), th.ones(3, 2))
+
+
+# --- ensembles ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lead", [(7,), (2, 3), ()])
+def test_ensemble_members_are_plain_mlps(lead: tuple[int, ...]) -> None:
+    net, x = ensemble(), th.randn(*lead, 6, generator=generator())
+    out = net(x)
+    assert out.shape == (4, *lead, 3)
+    for index in range(4):
+        th.testing.assert_close(out[index], member(net, index, x), rtol=1e-5, atol=1e-6)
+
+
+def test_selected_members() -> None:
+    net, x = ensemble(), th.randn(5, 6, generator=generator())
+    th.testing.assert_close(net.select(th.tensor([2, 0]))(x), net(x)[[2, 0]])
+    th.testing.assert_close(net.select(th.tensor([3]))(x), net(x)[[3]])
+    out = net.select(th.arange(4))(x)
+    th.testing.assert_close(out, net(x))
+
+
+def test_gradients_of_selected_members() -> None:
+    net, x = ensemble(), th.randn(5, 6, generator=generator(), requires_grad=True)
+    net.select(th.tensor([1, 2]))(x).sum().backward()
+    touched = net.weights[0].grad.abs().sum((1, 2)) > 0
+    assert touched.tolist() == [False, True, True, False] and x.grad.any()
+    net.zero_grad()
+    x.grad = None
+    net.select(th.tensor([1, 2]), detach=True)(x).sum().backward()
+    assert x.grad.any() and not any(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+def test_members_start_apart_and_their_last_layers_at_zero() -> None:
+    net = EnsembleMLP(3, 6, [10], 4)
+    assert not net(th.randn(2, 6)).any()
+    assert not th.equal(net.weights[0][0], net.weights[0][1])
+
+
+def test_dropout_acts_in_training_with_a_generator_only() -> None:
+    net, x = ensemble(dropout=0.5), th.randn(50, 6, generator=generator())
+    plain = net.eval()(x, generator())
+    assert th.equal(net.train()(x), plain) and th.equal(net.select(th.arange(4))(x), plain)
+    global_state = th.get_rng_state()
+    first, again, other = net(x, generator(1)), net(x, generator(1)), net(x, generator(2))
+    assert th.equal(first, again) and not th.equal(first, other) and not th.equal(first, plain)
+    assert th.equal(global_state, th.get_rng_state())
+
+
+def test_dropout_mask() -> None:
+    mask = dropout_mask(th.zeros(100, 1000), 0.01, generator())
+    values = mask.unique()
+    th.testing.assert_close(values, th.tensor([0.0, 1 / 0.99]))
+    # Positions are drawn with repetition: a few less than 1% are zero
+    assert 980 < (mask == 0).sum() <= 1000 and mask.mean().item() == pytest.approx(1, abs=1e-3)
+    assert (dropout_mask(th.zeros(3), 0.01, generator()) != 0).all(), "too few units for a drop"
