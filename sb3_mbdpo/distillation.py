@@ -77,13 +77,12 @@ def own_path(
     path = []
     for step in schedule.taus:
         path.append(x)
-        alpha_bar = th.tensor(schedule.alpha_bars[step], device=device)
-        plan = model.score.clean_plan(condition, x, th.tensor(step, device=device), alpha_bar)
+        plan = model.score.clean_plan(condition, x, th.full((), step, device=device), schedule.alpha_bars[step])
         x = schedule.denoise(x, plan if mask is None else plan * mask[:, None], step)
     index = th.randint(len(path), (batch,), generator=generator, device=device)
     tau = schedule.denoising_steps - 1 - index
-    alpha_bars = th.tensor(schedule.alpha_bars, device=device)
-    return th.stack(path)[index, th.arange(batch, device=device)], tau, alpha_bars[tau][:, None, None]
+    alpha_bar = schedule.alpha_bar_table(device)[tau][:, None, None]
+    return th.stack(path)[index, th.arange(batch, device=device)], tau, alpha_bar
 
 
 @th.no_grad()

@@ -245,8 +245,7 @@ def prior_loss(
     critics = model.critics.select(noise.prior_critics, detach=True)
     value = model.value(z, sample.action, batch.task, critics).mean(0)
     with th.no_grad():
-        low, high = value[0].flatten().quantile(th.tensor([0.05, 0.95], device=z.device))
-        model.prior_scale.lerp_((high - low).clamp(min=1.0).reshape(1), tau)
+        model.prior_scale.lerp_(percentile_range(value[0].flatten()).clamp(min=1.0).reshape(1), tau)
     rho = coefficients.rho ** th.arange(len(z), device=z.device)[:, None, None]
     # The latent after a masked transition is nobody's; the first one always is somebody's
     masks = th.cat([th.ones_like(batch.masks[:1]), batch.masks])
@@ -258,6 +257,25 @@ def prior_loss(
         "value_mean": value.detach()[0].mean(),
         "prior_scale": model.prior_scale[0].clone(),
     }
+
+
+def percentile_range(x: th.Tensor, low: float = 0.05, high: float = 0.95) -> th.Tensor:
+    """
+    Distance between two quantiles, linearly interpolated, from one sort and without waiting for the device.
+
+    :param x: [N]
+    :param low: Lower quantile
+    :param high: Upper quantile
+    :return: Scalar
+    """
+    ordered = x.sort().values
+
+    def quantile(q: float) -> th.Tensor:
+        position = q * (len(x) - 1)
+        below = int(position)
+        return ordered[below].lerp(ordered[min(below + 1, len(x) - 1)], position - below)
+
+    return quantile(high) - quantile(low)
 
 
 @th.no_grad()

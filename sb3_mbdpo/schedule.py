@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch as th
 
@@ -37,6 +38,14 @@ class NoiseSchedule:
         alphas = 1 - th.linspace(self.beta_start, self.beta_end, self.denoising_steps)
         object.__setattr__(self, "alphas", tuple(alphas.tolist()))
         object.__setattr__(self, "alpha_bars", tuple(alphas.cumprod(0).tolist()))
+
+    @cache  # noqa: B019 (a schedule lives as long as its policy, and hashes by its three numbers)
+    def alpha_bar_table(self, device: th.device) -> th.Tensor:
+        """
+        :param device: Where the table lives
+        :return: ``alpha_bars`` as a tensor [T], made once per device
+        """
+        return th.tensor(self.alpha_bars, device=device)
 
     def sigma(self, tau: int) -> float:
         """

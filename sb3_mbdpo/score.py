@@ -72,7 +72,7 @@ class ScoreNetwork(nn.Module):
         out = self.net(th.cat([condition, x.flatten(-2), time], dim=-1))
         return out.unflatten(-1, (self.horizon, self.action_dim))
 
-    def clean_plan(self, condition: th.Tensor, x: th.Tensor, tau: th.Tensor, alpha_bar: th.Tensor) -> th.Tensor:
+    def clean_plan(self, condition: th.Tensor, x: th.Tensor, tau: th.Tensor, alpha_bar: th.Tensor | float) -> th.Tensor:
         """
         The plan that the score points at: (x + (1 - alpha_bar) s) / sqrt(alpha_bar).
 
@@ -85,4 +85,4 @@ class ScoreNetwork(nn.Module):
         out = self(condition, x, tau)
         if self.prediction_type == "sample":
             return out.tanh()
-        return (x + (1 - alpha_bar) * out) / alpha_bar.sqrt()
+        return (x + (1 - alpha_bar) * out) / alpha_bar**0.5
