@@ -34,6 +34,7 @@ class LossCoefficients:
     :param energy: Noise-contrastive loss of the energy
     :param entropy: Entropy bonus of the prior
     :param rho: Temporal weight rho of the loss, rho^t
+    :param saturation: Barrier that keeps the prior's actions off their bounds
     """
 
     consistency: float = 20.0
@@ -43,6 +44,7 @@ class LossCoefficients:
     energy: float = 1.0
     entropy: float = 1e-4
     rho: float = 0.5
+    saturation: float = 0.0
 
 
 class LatentBatch(NamedTuple):
@@ -250,6 +252,10 @@ def prior_loss(
     # The latent after a masked transition is nobody's; the first one always is somebody's
     masks = th.cat([th.ones_like(batch.masks[:1]), batch.masks])
     objective = coefficients.entropy * sample.scaled_entropy + value / model.prior_scale.clone()
+    if coefficients.saturation > 0:
+        # What the scaled entropy leaves out of the squashed Gaussian's: without it nothing brings a saturated tanh back
+        barrier = (1 - sample.action.pow(2) + 1e-6).log().sum(-1, keepdim=True)
+        objective = objective + coefficients.saturation * barrier
     loss = -(objective * rho * masks).mean()
     return loss, {
         "prior": loss.detach(),

@@ -40,6 +40,7 @@ RANGES = (
     ("gamma", 0, 1),
     ("tau", 0, 1),
     ("rho", 0, 1),
+    ("saturation_coef", 0, math.inf),
 )
 
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
@@ -103,6 +104,9 @@ class MBDPO(OffPolicyAlgorithm):
     :param energy_loss_coef: Weight of the energy's noise-contrastive loss (1); 0 leaves the energy untrained at zero
     :param score_coef: Weight of the score network's loss (1); 0 leaves the network out, and with it acting by score
     :param entropy_coef: Weight of the prior's scaled entropy (1e-4)
+    :param saturation_coef: Weight of log(1 - a^2) in the prior's objective (0 in the paper): a barrier that keeps the
+        prior off the action bounds, where a tanh has no gradient left and critics would bootstrap from a stuck policy.
+        Preset
     :param rho: Temporal weight of the losses, rho^t (0.5): lower trusts the first model steps more
     :param encoder_lr_scale: Learning rate of the encoder relative to ``learning_rate`` (0.3)
     :param max_grad_norm: Gradient-norm clip, for world model, prior and score network each (20)
@@ -169,6 +173,7 @@ class MBDPO(OffPolicyAlgorithm):
         energy_loss_coef: float = 1.0,
         score_coef: float = 1.0,
         entropy_coef: float = 1e-4,
+        saturation_coef: float | None = None,
         rho: float = 0.5,
         encoder_lr_scale: float = 0.3,
         max_grad_norm: float = 20.0,
@@ -220,6 +225,7 @@ class MBDPO(OffPolicyAlgorithm):
         self.consistency_coef, self.reward_coef, self.value_coef = consistency_coef, reward_coef, value_coef
         self.termination_coef, self.energy_loss_coef = termination_coef, energy_loss_coef
         self.score_coef, self.entropy_coef, self.rho = score_coef, entropy_coef, rho
+        self.saturation_coef = saturation_coef
         self.encoder_lr_scale, self.max_grad_norm = encoder_lr_scale, max_grad_norm
         self.score_batch_size, self.score_samples = score_batch_size, score_samples
         self.score_interval, self.episodic = score_interval, episodic
@@ -263,10 +269,11 @@ class MBDPO(OffPolicyAlgorithm):
                 self.energy_loss_coef,
                 self.entropy_coef,
                 self.rho,
+                self.saturation_coef,  # type: ignore[arg-type]  # resolved above, as below
             ),
             self.tau,
             self.bootstrap,
-            self.target_horizon,  # type: ignore[arg-type]  # resolved above, as below
+            self.target_horizon,  # type: ignore[arg-type]
             self.score_coef,
             self.score_batch_size,  # type: ignore[arg-type]
             self.score_samples,  # type: ignore[arg-type]

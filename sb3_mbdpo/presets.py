@@ -59,6 +59,7 @@ class Preset:
     beta_end: float
     exploration_noise: float
     target_horizon: int
+    saturation_coef: float
     score_batch_size: int
     score_samples: int
     score_interval: int
@@ -79,6 +80,7 @@ PRESETS: dict[str, Preset] = {
         beta_end=1e-2,
         exploration_noise=0.05,
         target_horizon=0,
+        saturation_coef=0.0,
         score_batch_size=32,
         score_samples=128,
         score_interval=1,
@@ -97,6 +99,7 @@ PRESETS: dict[str, Preset] = {
         beta_end=0.2,
         exploration_noise=0.2,
         target_horizon=3,
+        saturation_coef=0.001,
         score_batch_size=32,
         score_samples=16,
         score_interval=4,
@@ -115,6 +118,7 @@ PRESETS: dict[str, Preset] = {
         beta_end=0.2,
         exploration_noise=0.1,
         target_horizon=1,
+        saturation_coef=0.001,
         score_batch_size=4,
         score_samples=8,
         score_interval=1,
