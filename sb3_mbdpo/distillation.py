@@ -1,4 +1,4 @@
-"""Training of the score network: the diffusion policy that acts without search (paper section 4.3).
+"""Training of the score network: the diffusion policy that acts without search (arXiv 2605.26282).
 
 The released loss (one state, one step, pure-noise inputs, unscaled targets, gradient into the encoder) does not train a
 usable policy. Here many states take part in each update, their noised plans lie on the path that the score network

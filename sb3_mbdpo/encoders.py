@@ -1,4 +1,4 @@
-"""Encoders h: observation (and task embedding) to latent. All end in SimNorm (design of TD-MPC2, section 3.1)."""
+"""Encoders h: observation (and task embedding) to latent. All end in SimNorm (as in TD-MPC2)."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -207,7 +207,7 @@ class FeaturesEncoder(Encoder):
 
 def random_shift(images: th.Tensor, pad: int, generator: th.Generator) -> th.Tensor:
     """
-    Shift each image by a whole number of pixels in both directions, edges repeated (DrQ-v2, section 3.1).
+    Shift each image by a whole number of pixels in both directions, edges repeated (DrQ-v2).
 
     :param images: [B, C, h, w], any dtype (kept)
     :param pad: Largest shift in pixels

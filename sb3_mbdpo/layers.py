@@ -68,7 +68,7 @@ class Mish(nn.Module):
 
 class SimNorm(nn.Module):
     """
-    Simplicial normalisation: softmax over consecutive groups of units (TD-MPC2, section 3.1).
+    Simplicial normalisation: softmax over consecutive groups of units (TD-MPC2).
 
     :param group_size: Units in a group (paper symbol V); the input width must be a multiple of it.
     """

@@ -1,4 +1,4 @@
-"""Losses of one update (paper section 4 and appendix; TD-MPC2, section 3.2).
+"""Losses of one update (arXiv 2605.26282; TD-MPC2).
 
 Verified against the released implementation: each loss, the regression targets, the running statistics and the
 gradient norms of every module (tests/test_golden.py). Different on purpose: the energy pairs each latent with its own

@@ -315,6 +315,11 @@ class MBDPO(OffPolicyAlgorithm):
         unset = [name for name in values if getattr(self, name) is None]
         for name in unset:
             setattr(self, name, values[name])
+        # Elites and prior rollouts that nobody set keep their share of the candidates that somebody did set
+        share = self.n_samples / values["n_samples"]
+        for name, least in (("n_elites", 1), ("n_prior_trajectories", 0)):
+            if name in unset:
+                setattr(self, name, max(int(values[name] * share), least))
         if self.verbose >= 1 and unset:
             print(f'Using the "{resolved}" preset (model_size={self.model_size}, n_samples={self.n_samples})')
         if self.gamma is None or self.learning_starts is None:

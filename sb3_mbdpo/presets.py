@@ -28,7 +28,9 @@ class ModelSize:
     num_channels: int = 32
 
 
-# Keys: parameters in millions. 1 to 317 are the paper's; the smaller ones are for classic control on a CPU.
+# Keys: millions of parameters, nominal (a robot of 24 observations and 6 actions has 0.14, 1.4, 5.5 and 20 without
+# target critics, score and termination for 0.1, 1, 5 and 19). 1 to 317 are the paper's; the smaller ones are for
+# classic control on a CPU.
 MODEL_SIZES: dict[float, ModelSize] = {
     0.02: ModelSize(32, 2, 32, 16, 2, num_channels=8),
     0.1: ModelSize(96, 2, 96, 64, 2, num_channels=16),
@@ -65,6 +67,8 @@ class Preset:
     score_interval: int
 
 
+# "paper" is the paper's table. "cpu" was found on Pendulum-v1 and dm_control's cartpole-swingup: few wide denoising
+# steps, three imagined steps in the targets, a barrier against a saturated prior.
 PRESETS: dict[str, Preset] = {
     "paper": Preset(
         learning_rate=3e-4,

@@ -1,4 +1,4 @@
-"""Noise schedule of the diffusion over plans (paper section 4.1)."""
+"""Noise schedule of the diffusion over plans (arXiv 2605.26282)."""
 
 import math
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The score network s(z, a_tau, tau): the search distilled into a diffusion policy (paper section 4.3)."""
+"""The score network s(z, a_tau, tau): the search distilled into a diffusion policy (arXiv 2605.26282)."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Diffusion search: model-based denoising of action sequences, batched over observations (paper section 4).
+"""Diffusion search: model-based denoising of action sequences, batched over observations (arXiv 2605.26282).
 
 Verified against the released planner with its noise and prior draws fixed (tests/test_golden.py). Different on purpose:
 a whole batch of observations is searched at once; prior rollouts and their values are computed once per search instead
@@ -146,7 +146,7 @@ def random_pair(n_critics: int, generator: th.Generator) -> th.Tensor:
 
 class Evaluator:
     """
-    Return of candidate plans in the world model (paper eq. for G; TD-MPC2's value estimate plus energy).
+    Return of candidate plans in the world model (TD-MPC2's value estimate plus energy).
 
     :param model: World model
     :param config: Search configuration

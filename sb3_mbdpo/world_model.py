@@ -1,4 +1,4 @@
-"""The latent world model and the policies that live on it (paper section 3; architecture of TD-MPC2).
+"""The latent world model and the policies that live on it (arXiv 2605.26282; architecture of TD-MPC2).
 
 Verified against the released implementation: every module's forward pass, its regression targets and the gradients of
 one update (tests/test_golden.py). Different on purpose: random shifts of images act in training only, and the task
@@ -212,7 +212,7 @@ class WorldModel(nn.Module):
 
     def scaled_energy(self, joined: th.Tensor) -> th.Tensor:
         """
-        Energy relative to its running statistics, clipped (paper eq. for the trust region).
+        Energy relative to its running statistics, clipped.
 
         :param joined: Output of :meth:`join` with actions
         :return: [..., 1] in [-5, 5]

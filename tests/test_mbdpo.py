@@ -396,7 +396,7 @@ def test_explicit_arguments_win_over_the_preset() -> None:
     model = make(n_samples=20, temperature=0.25, beta_end=0.1, exploration_noise=0.0)
     config = model.policy.search_config
     assert (config.n_samples, config.temperature, config.schedule.beta_end) == (20, 0.25, 0.1)
-    assert config.n_elites == 4 and model.policy.exploration_noise == 0.0
+    assert config.n_elites == 5 and model.policy.exploration_noise == 0.0
     assert make(preset="auto").model_size == PRESETS["cpu"].model_size
 
 
@@ -467,3 +467,10 @@ def test_other_action_spaces_are_refused(space: spaces.Space) -> None:
 def test_more_that_cannot_work_is_named(kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make(**kwargs)
+
+
+def test_unset_elites_keep_their_share_of_the_samples() -> None:
+    """Who asks for fewer candidates need not know how many elites the preset has."""
+    full, half = make(), make(n_samples=8)
+    assert (half.n_elites, half.n_prior_trajectories) == (full.n_elites // 2, full.n_prior_trajectories // 2)
+    assert make(n_samples=8, n_elites=8).n_elites == 8
