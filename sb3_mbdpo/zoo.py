@@ -19,7 +19,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
@@ -45,34 +45,6 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "all_plots": ("rl_zoo3.plots", "all_plots"),
     "plot_from_file": ("rl_zoo3.plots", "plot_from_file"),
 }
-
-
-class ActionRepeat(gym.Wrapper):
-    """
-    Hold each action for several environment steps and add up their rewards.
-
-    :param env: the environment to wrap
-    :param repeat: number of environment steps per action; fewer when the episode ends in between
-    """
-
-    def __init__(self, env: gym.Env, repeat: int = 2) -> None:
-        super().__init__(env)
-        if repeat < 1:
-            raise ValueError(f"repeat must be at least 1, got {repeat}")
-        self.action_repeat = repeat
-
-    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """
-        :param action: the action to hold
-        :return: the last observation, the sum of the rewards, terminated, truncated, the last info
-        """
-        total_reward = 0.0
-        for _ in range(self.action_repeat):
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            total_reward += float(reward)
-            if terminated or truncated:
-                break
-        return observation, total_reward, terminated, truncated, info
 
 
 class ActingMBDPO(MBDPO):
@@ -251,8 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 register()
 
 if __name__ == "__main__":
-    # Enter by the module's importable name. Run with -m, this file is `__main__`; a configuration that names
-    # sb3_mbdpo.zoo.ActionRepeat would import it a second time and register again in the middle of a command.
+    # Enter by the module's importable name: run with -m this file is `__main__`, and whoever imports it by its name would
+    # register a second time in the middle of a command.
     from sb3_mbdpo.zoo import main as main_of_the_imported_module
 
     main_of_the_imported_module()

@@ -20,34 +20,12 @@ from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, TimeLimit, TransformAction, TransformObservation
 from stable_baselines3.common.utils import LinearSchedule
 
+from sb3_mbdpo.wrappers import ActionRepeat
+
 DMC_PREFIX = "dmc:"
 DMC_ACTION_REPEAT = 2
 # The suite's episodes last 1000 control steps, whatever the domain's time step
 DMC_DECISIONS = 1000 // DMC_ACTION_REPEAT
-
-
-class ActionRepeat(gym.Wrapper):
-    """
-    Apply each action several times and sum the rewards; stop early when the episode ends.
-
-    :param env: The environment
-    :param repeat: How many times each action is applied
-    """
-
-    def __init__(self, env: gym.Env, repeat: int = DMC_ACTION_REPEAT) -> None:
-        super().__init__(env)
-        if repeat < 1:
-            raise ValueError(f"repeat must be at least 1, got {repeat}")
-        self.repeat = repeat
-
-    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        total = 0.0
-        for _ in range(self.repeat):
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
-            if terminated or truncated:
-                break
-        return observation, total, terminated, truncated, info
 
 
 def make(task: str, seed: int | None = None) -> gym.Env:
@@ -95,7 +73,7 @@ def _make_dmc(name: str, seed: int | None) -> gym.Env:
     env = gym.make(f"dm_control/{name}-v0", disable_env_checker=True, task_kwargs=task_kwargs)
     env = _float32_observations(FlattenObservation(env))
     # The time limit counts decisions; the suite's own ends at the same moment, also as a truncation
-    return TimeLimit(ActionRepeat(_unit_actions(env)), DMC_DECISIONS)
+    return TimeLimit(ActionRepeat(_unit_actions(env), DMC_ACTION_REPEAT), DMC_DECISIONS)
 
 
 def _float32_observations(env: gym.Env) -> gym.Env:

@@ -1,0 +1,33 @@
+"""Environment wrappers that the paper's task suites need."""
+
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+
+
+class ActionRepeat(gym.Wrapper):
+    """
+    Hold each action for several environment steps and add up their rewards.
+
+    :param env: the environment to wrap
+    :param repeat: number of environment steps per action; fewer when the episode ends in between
+    """
+
+    def __init__(self, env: gym.Env, repeat: int = 2) -> None:
+        super().__init__(env)
+        if repeat < 1:
+            raise ValueError(f"repeat must be at least 1, got {repeat}")
+        self.action_repeat = repeat
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """
+        :param action: the action to hold
+        :return: the last observation, the sum of the rewards, terminated, truncated, the last info
+        """
+        total_reward = 0.0
+        for _ in range(self.action_repeat):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total_reward += float(reward)
+            if terminated or truncated:
+                break
+        return observation, total_reward, terminated, truncated, info
