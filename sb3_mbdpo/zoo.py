@@ -223,8 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 register()
 
 if __name__ == "__main__":
-    # Enter by the module's importable name: run with -m this file is `__main__`, and whoever imports it by its name would
-    # register a second time in the middle of a command.
+    # Enter by the module's importable name: run with -m this file is `__main__`, and whoever imports it by its name
+    # would register a second time in the middle of a command.
     from sb3_mbdpo.zoo import main as main_of_the_imported_module
 
     main_of_the_imported_module()
