@@ -60,6 +60,7 @@ class Preset:
     beta_start: float
     beta_end: float
     exploration_noise: float
+    bootstrap: str
     target_horizon: int
     saturation_coef: float
     score_batch_size: int
@@ -68,7 +69,7 @@ class Preset:
 
 
 # "paper" is the paper's table. "cpu" was found on Pendulum-v1 and dm_control's cartpole-swingup: few wide denoising
-# steps, three imagined steps in the targets, a barrier against a saturated prior.
+# steps, critics that bootstrap from the score network after three imagined steps, a barrier against a saturated prior.
 PRESETS: dict[str, Preset] = {
     "paper": Preset(
         learning_rate=3e-4,
@@ -83,6 +84,7 @@ PRESETS: dict[str, Preset] = {
         beta_start=1e-4,
         beta_end=1e-2,
         exploration_noise=0.05,
+        bootstrap="prior",
         target_horizon=0,
         saturation_coef=0.0,
         score_batch_size=32,
@@ -102,6 +104,7 @@ PRESETS: dict[str, Preset] = {
         beta_start=1e-3,
         beta_end=0.2,
         exploration_noise=0.2,
+        bootstrap="score",
         target_horizon=3,
         saturation_coef=0.001,
         score_batch_size=32,
@@ -121,6 +124,7 @@ PRESETS: dict[str, Preset] = {
         beta_start=1e-3,
         beta_end=0.2,
         exploration_noise=0.1,
+        bootstrap="score",
         target_horizon=1,
         saturation_coef=0.001,
         score_batch_size=4,
