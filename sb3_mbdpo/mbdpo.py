@@ -92,7 +92,7 @@ class MBDPO(OffPolicyAlgorithm):
     :param act_mode: "search": plan with the world model; "score": the distilled diffusion policy alone, far cheaper;
         "prior": the Gaussian prior alone
     :param bootstrap: Policy whose actions the critics' targets take: "prior" (as released) or "score" (the distilled
-        diffusion policy, closer to the one that acts; a quarter more time per update). Preset
+        diffusion policy, closer to the one that acts; costs more time per update). Preset
     :param target_horizon: Steps that the bootstrap policy is unrolled in the model before the targets take the critics'
         word (0 in the paper). More steps let values travel faster and trust the model more. Preset
     :param warmup_updates: Updates done at once when learning starts. None: one per step collected so far when
