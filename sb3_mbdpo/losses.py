@@ -116,25 +116,29 @@ def td_target(
     Targets y = r + gamma (1 - done) min of two target critics, as far ahead as the noise has steps.
 
     The paper's targets look one step ahead (K = 0). With K > 0 the bootstrap policy is first unrolled for K steps in
-    the model and the predicted rewards are added: model-based value expansion (Feinberg et al., 2018).
+    the model and the predicted rewards are added: model-based value expansion (Feinberg et al., 2018). A policy that
+    plans several actions at once is asked again when its plan is used up.
 
     :param model: World model
     :param batch: Encoded batch
-    :param policy: Bootstrap policy, latents and standard normal noise [H, B, .] to actions [H, B, A]
+    :param policy: Bootstrap policy, latents [H, B, L] and the standard normal noise of the steps that remain
+        [R, H, B, A] to the actions of the next P steps [P, H, B, A], 1 <= P
     :param noise: Random numbers; ``noise.target`` has K + 1 steps
     :param discount: gamma, a number or [B, 1] per task
     :param episodic: Imagined steps end where the termination head says so
     :return: [H, B, 1]
     """
     z, target, weight = batch.targets, batch.rewards, discount * (1 - batch.terminations)
-    for step in noise.target[:-1]:
-        joined = model.join(z, policy(z, step), batch.task)
+    steps, plan = len(noise.target), list(policy(z, noise.target))
+    for step in range(steps - 1):
+        joined = model.join(z, plan.pop(0), batch.task)
         target = target + weight * model.two_hot.decode(model.reward(joined))
         z, weight = model.dynamics(joined), weight * discount
         if episodic and model.termination is not None:
             weight = weight * (model.termination(model.join(z, None, batch.task)) <= 0)
+        plan = plan or list(policy(z, noise.target[step + 1 :]))
     critics = model.target_critics.select(noise.target_critics)
-    return target + weight * model.value(z, policy(z, noise.target[-1]), batch.task, critics).amin(0)
+    return target + weight * model.value(z, plan[0], batch.task, critics).amin(0)
 
 
 def world_model_loss(

@@ -417,7 +417,7 @@ class MBDPO(OffPolicyAlgorithm):
             if self.bootstrap == "prior":
                 bootstrap_action = self.policy.world_model.prior_action(result.latent)
             else:
-                bootstrap_action = self.learner.score_action(result.latent)
+                bootstrap_action = self.learner.cold_plan(result.latent)[:, 0]
             metrics = {"search/action_drift": (result.plan[:, 0] - bootstrap_action).abs().mean()}
         if result.search is not None:
             metrics["search/value"] = result.search.value.mean()

@@ -111,7 +111,7 @@ class Learner:
         :return: metrics, rolled-out latents [H + 1, B, L]
         """
         policy, discount = self.policy, self.policy.search_config.discount
-        target = td_target(self.model, batch, self.bootstrap_action, noise, discount, policy.episodic)
+        target = td_target(self.model, batch, self.bootstrap_plan, noise, discount, policy.episodic)
         loss, z, losses = world_model_loss(
             self.model, batch, target, noise, self.coefficients, policy.generator, policy.episodic
         )
@@ -124,29 +124,30 @@ class Learner:
         return metrics, z
 
     @th.no_grad()
-    def bootstrap_action(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    def bootstrap_plan(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """
-        Actions of the policy that targets follow.
+        Next actions of the policy that targets follow: one of the prior, or a whole plan of the score network.
 
         :param z: [..., L]
-        :param noise: Standard normal draws [..., A]
-        :return: [..., A]
+        :param noise: Standard normal draws [R, ..., A] for the R steps that are wanted
+        :return: [P, ..., A], P at most R
         """
         if self.bootstrap == "prior":
-            return self.model.prior_action(z, noise)
-        action = self.score_action(z.flatten(0, -2)).view_as(noise)
-        return (action + self.policy.exploration_noise * noise).clamp(-1, 1)
+            return self.model.prior_action(z, noise[0])[None]
+        plan = self.cold_plan(z.flatten(0, -2)).transpose(0, 1)[: len(noise)]
+        noise = noise[: len(plan)]
+        return (plan.reshape(noise.shape) + self.policy.exploration_noise * noise).clamp(-1, 1)
 
-    def score_action(self, z: th.Tensor) -> th.Tensor:
+    def cold_plan(self, z: th.Tensor) -> th.Tensor:
         """
-        First action of the score network's cold-started plan.
+        The score network's plans without a warm start.
 
         :param z: [B, L]
-        :return: [B, A]
+        :return: [B, H, A]
         """
         cold = z.new_zeros(len(z), *self.policy.plan_shape)
         restart = th.ones(len(z), dtype=th.bool, device=z.device)
-        return score_plan(self.model, self.policy.search_config.schedule, z, cold, restart)[:, 0]
+        return score_plan(self.model, self.policy.search_config.schedule, z, cold, restart)
 
     def update_prior(self, z: th.Tensor, batch: LatentBatch, noise: UpdateNoise) -> Metrics:
         """

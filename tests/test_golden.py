@@ -260,7 +260,7 @@ def test_one_update(golden: Golden) -> None:
     )
 
     def prior(z: th.Tensor, eps: th.Tensor) -> th.Tensor:
-        return model.prior_action(z, eps, task)
+        return model.prior_action(z, eps[:1], task)
 
     target = td_target(model, batch, prior, noise, golden.discount)
     golden.check("td_target", target)

@@ -33,7 +33,7 @@ def noise_for(model: WorldModel, batch: LatentBatch, seed: int = 0) -> UpdateNoi
 
 
 def prior_of(model: WorldModel, batch: LatentBatch) -> Callable[[th.Tensor, th.Tensor], th.Tensor]:
-    return lambda z, noise: model.prior_action(z, noise, batch.task)
+    return lambda z, noise: model.prior_action(z, noise[:1], batch.task)
 
 
 def losses_and_gradients(
@@ -190,6 +190,33 @@ def test_td_target_by_hand(steps: int) -> None:
     th.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert found[-1, 0] == batch.rewards[-1, 0], "a termination has no future"
     assert steps == 0 or 0 < len(ended_at) < 120, "some imagined episodes end and some go on"
+
+
+@th.no_grad()
+def test_td_target_follows_a_plan_until_it_is_used_up() -> None:
+    """A policy that answers with two actions is asked at every other imagined step, with the noise that remains."""
+    model = make_model()
+    model.target_critics.biases[-1].add_(th.randn(3, 1, 21, generator=generator()))
+    batch = make_batch(model)
+    noise = draw_update_noise(model, batch.actions, generator(), 3)
+    asked = []
+
+    def policy(z: th.Tensor, remaining: th.Tensor) -> th.Tensor:
+        asked.append((z, len(remaining)))
+        return remaining[:2].tanh()
+
+    found = td_target(model, batch, policy, noise, 0.9)
+    z, expected, weight = batch.targets, batch.rewards, 0.9 * (1 - batch.terminations)
+    latents = [z]
+    for step in range(3):
+        expected = expected + weight * model.predict_reward(z, noise.target[step].tanh())
+        z, weight = model.next(z, noise.target[step].tanh()), 0.9 * weight
+        latents.append(z)
+    critics = model.target_critics.select(noise.target_critics)
+    expected = expected + weight * model.value(z, noise.target[3].tanh(), None, critics).amin(0)
+    th.testing.assert_close(found, expected)
+    assert [remaining for _, remaining in asked] == [4, 2]
+    th.testing.assert_close(asked[1][0], latents[2])
 
 
 @th.no_grad()

@@ -147,19 +147,22 @@ def test_updates_are_reproducible_and_leave_global_state_alone() -> None:
 
 
 @pytest.mark.parametrize("bootstrap", ["prior", "score"])
-def test_bootstrap_actions(bootstrap: str) -> None:
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_bootstrap_plan(bootstrap: str, steps: int) -> None:
+    """One noisy action of the prior, or the score network's noisy plan as far as it reaches and is wanted."""
     policy = make_policy(exploration_noise=0.5)
     learner = learner_for(policy, bootstrap=bootstrap)
     batch = learner.encode(samples())
-    noise = draw_update_noise(policy.world_model, batch.actions, policy.generator)
-    action = learner.bootstrap_action(batch.targets, noise.target[0])
-    assert action.shape == (3, 8, 2) and action.abs().max() <= 1 and not action.requires_grad
+    noise = draw_update_noise(policy.world_model, batch.actions, policy.generator, steps - 1)
+    plan = learner.bootstrap_plan(batch.targets, noise.target)
+    count = min(steps, 3) if bootstrap == "score" else 1
+    assert plan.shape == (count, 3, 8, 2) and plan.abs().max() <= 1 and not plan.requires_grad
     if bootstrap == "prior":
-        expected = policy.world_model.prior_action(batch.targets, noise.target[0]).detach()
+        expected = policy.world_model.prior_action(batch.targets, noise.target[0]).detach()[None]
     else:
-        own = th.stack([learner.score_action(z) for z in batch.targets])
-        expected = (own + 0.5 * noise.target[0]).clamp(-1, 1)
-    th.testing.assert_close(action, expected, rtol=1e-5, atol=1e-5)
+        own = th.stack([learner.cold_plan(z) for z in batch.targets]).permute(2, 0, 1, 3)
+        expected = (own[:count] + 0.5 * noise.target[:count]).clamp(-1, 1)
+    th.testing.assert_close(plan, expected, rtol=1e-5, atol=1e-5)
     before = snapshot(policy)
     learner.update_world_model(batch, noise)
     assert not {"prior", "score"} & modules_that_changed(policy, before)
