@@ -64,7 +64,8 @@ class MBDPO(OffPolicyAlgorithm):
     :param learning_starts: Random environment steps before the first update. None: max(1000, 5 L) for episodes of
         length L, followed by ``warmup_updates``
     :param batch_size: Windows per update. Preset (256)
-    :param tau: Polyak step of the target critics and of the prior's value range (0.01)
+    :param tau: Polyak step of the target critics and of the prior's value range (0.01). Values travel at about this
+        rate per update: a larger one learns sooner and is less stable. Preset
     :param gamma: Discount factor. None: clip((L/5 - 1) / (L/5), 0.95, 0.995), or 0.99 when L is unknown
     :param train_freq: Environment steps (per environment) between updates, or e.g. ``(1, "episode")``
     :param gradient_steps: Updates after each rollout; -1, the default, is one per collected transition
@@ -75,8 +76,8 @@ class MBDPO(OffPolicyAlgorithm):
     :param n_steps: Not supported (1): targets are one-step, the planning horizon is ``horizon``
     :param preset: "paper" (the paper's sizes and search), "cpu" (what learns fastest on a few cores), "debug"
         (everything tiny, for tests) or "auto": paper on a GPU, cpu otherwise
-    :param model_size: Millions of parameters: 0.02, 0.2, 0.5, 1, 5, 19, 48 or 317. Larger models are slower and reach
-        higher returns on hard tasks. Preset
+    :param model_size: Millions of parameters: 0.02, 0.1, 0.2, 0.5, 1, 5, 19, 48 or 317. Larger models are slower and
+        reach higher returns on hard tasks. Preset
     :param horizon: Plan length H and length of replayed windows, environment steps (3). Longer plans lean more on the
         model and less on the critics, and cost in proportion. Preset
     :param denoising_steps: Length T of the noise schedule; a search takes T - 1 steps. Cost in proportion. Preset
@@ -141,7 +142,7 @@ class MBDPO(OffPolicyAlgorithm):
         buffer_size: int = 1_000_000,
         learning_starts: int | None = None,
         batch_size: int | None = None,
-        tau: float = 0.01,
+        tau: float | None = None,
         gamma: float | None = None,
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = -1,
@@ -196,7 +197,7 @@ class MBDPO(OffPolicyAlgorithm):
             buffer_size,
             learning_starts,  # type: ignore[arg-type]
             batch_size,  # type: ignore[arg-type]
-            tau,
+            tau,  # type: ignore[arg-type]
             gamma,  # type: ignore[arg-type]
             train_freq,
             gradient_steps,

@@ -49,6 +49,7 @@ class Preset:
     """What a preset decides; each field is an argument of ``MBDPO``, where it is described."""
 
     learning_rate: float
+    tau: float
     model_size: float
     batch_size: int
     horizon: int
@@ -69,10 +70,13 @@ class Preset:
 
 
 # "paper" is the paper's table. "cpu" was found on Pendulum-v1 and dm_control's cartpole-swingup: few wide denoising
-# steps, critics that bootstrap from the score network after three imagined steps, a barrier against a saturated prior.
+# steps, a barrier against a saturated prior, and values that travel fast: critics that bootstrap from the score
+# network's whole plan, and target critics that follow five times as closely. With the paper's tau, values on
+# Pendulum-v1 are at half of their true size after 1000 updates, and the search settles where they have not arrived.
 PRESETS: dict[str, Preset] = {
     "paper": Preset(
         learning_rate=3e-4,
+        tau=0.01,
         model_size=5,
         batch_size=256,
         horizon=3,
@@ -93,6 +97,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "cpu": Preset(
         learning_rate=1e-3,
+        tau=0.05,
         model_size=0.1,
         batch_size=128,
         horizon=3,
@@ -105,7 +110,7 @@ PRESETS: dict[str, Preset] = {
         beta_end=0.2,
         exploration_noise=0.2,
         bootstrap="score",
-        target_horizon=3,
+        target_horizon=2,
         saturation_coef=0.001,
         score_batch_size=32,
         score_samples=16,
@@ -113,6 +118,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "debug": Preset(
         learning_rate=1e-3,
+        tau=0.05,
         model_size=0.02,
         batch_size=32,
         horizon=3,

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from gymnasium import spaces
 
+from sb3_mbdpo import MBDPO
 from tests.benchmarks import environments, learning
 
 SETTINGS = learning.Settings("sac", "Pendulum-v1", {"learning_rate": 0.001}, 1, 100, 2, 1, "cpu")
@@ -74,6 +75,15 @@ def test_zoo_hyperparameters() -> None:
     assert environments.zoo_hyperparameters("sac", "dmc:cartpole-swingup")[0] == {}
     with pytest.raises(ValueError, match="normalize"):
         environments.zoo_hyperparameters("sac", "CarRacing-v3")
+
+
+@pytest.mark.parametrize("task", ["Pendulum-v1", "dmc:cartpole-swingup", "InvertedPendulum-v4"])
+def test_own_hyperparameters(task: str) -> None:
+    """Both sides of a study are tuned: MBDPO by this project's zoo file, whose wrappers `make` has applied."""
+    entry, source = environments.zoo_hyperparameters("mbdpo", task)
+    assert entry["preset"] == "cpu" and "env_wrapper" not in entry and "n_timesteps" not in entry
+    assert source.endswith("zoo_configs/mbdpo.yml")
+    MBDPO("MlpPolicy", "Pendulum-v1", **environments.resolve_kwargs(entry))
 
 
 def test_zoo_notations() -> None:

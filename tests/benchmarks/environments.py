@@ -22,6 +22,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_mbdpo.wrappers import ActionRepeat
 
+OWN_CONFIGS = Path(__file__).resolve().parents[2] / "zoo_configs"
 DMC_PREFIX = "dmc:"
 DMC_ACTION_REPEAT = 2
 # The suite's episodes last 1000 control steps, whatever the domain's time step
@@ -109,27 +110,36 @@ def _unit_actions(env: gym.Env) -> gym.Env:
 
 def zoo_hyperparameters(algo: str, task: str) -> tuple[dict[str, Any], str]:
     """
-    Look up rl-zoo's tuned hyperparameters of an algorithm on a task.
+    Look up the tuned hyperparameters of an algorithm on a task: rl-zoo's, or this project's for MBDPO.
 
-    :param algo: Algorithm, as rl-zoo names it: ``sac``, ``tqc``
-    :param task: Environment id; where the zoo has only another version of it (``Hopper-v4``), that one is taken
+    :param algo: Algorithm, as rl-zoo names it: ``mbdpo``, ``sac``, ``tqc``
+    :param task: Name that :func:`make` understands; where the zoo has only another version of it (``Hopper-v4``), that
+        one is taken
     :return: Constructor arguments, and a line that says where they come from
     """
-    spec = importlib.util.find_spec("rl_zoo3")
-    path = Path(spec.origin).parent / "hyperparams" / f"{algo}.yml" if spec and spec.origin else None
-    if path is None or not path.exists():
-        return {}, "the constructor's defaults (rl_zoo3 is not installed or does not know the algorithm)"
+    path = OWN_CONFIGS / f"{algo}.yml"
+    if not path.exists():
+        spec = importlib.util.find_spec("rl_zoo3")
+        path = Path(spec.origin).parent / "hyperparams" / f"{algo}.yml" if spec and spec.origin else path
+    if not path.exists():
+        return {}, "the constructor's defaults (rl_zoo3 is not installed)"
     entries = yaml.safe_load(path.read_text())
-    same = [name for name in entries if name == task] or [
-        name for name in entries if re.sub(r"-v\d+$", "", name) == re.sub(r"-v\d+$", "", task)
-    ]
+    wanted = {_unversioned(task), _unversioned(f"dm_control/{task.removeprefix(DMC_PREFIX)}")}
+    same = [name for name in entries if name == task] or [name for name in entries if _unversioned(name) in wanted]
     if not same:
-        return {}, "the constructor's defaults (rl_zoo3 has no entry)"
+        return {}, f"the constructor's defaults ({path.name} has no entry)"
     entry = {key: value for key, value in entries[same[0]].items() if key not in ("n_timesteps", "policy", "n_envs")}
+    if task.startswith(DMC_PREFIX):
+        # What the entry's wrappers do, `make` has done
+        entry.pop("env_wrapper", None)
     unsupported = sorted({"normalize", "env_wrapper", "frame_stack", "replay_buffer_class"} & set(entry))
     if unsupported:
-        raise ValueError(f"rl_zoo3's {algo} entry for {same[0]} wraps the environment or the buffer: {unsupported}")
-    return entry, f"rl_zoo3's entry for {same[0]}"
+        raise ValueError(f"{path}: the entry for {same[0]} wraps the environment or the buffer: {unsupported}")
+    return entry, f"the entry for {same[0]} in {path.parent.name}/{path.name}"
+
+
+def _unversioned(name: str) -> str:
+    return re.sub(r"-v\d+$", "", name)
 
 
 def resolve_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
