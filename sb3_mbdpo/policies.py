@@ -20,6 +20,7 @@ from sb3_mbdpo.search import (
     SearchConfig,
     SearchNoise,
     SearchResult,
+    SearchStep,
     draw_noise,
     prior_rollouts,
     score_plan,
@@ -330,7 +331,12 @@ class MBDPOPolicy(BasePolicy):
 
     @th.no_grad()
     def plan(
-        self, obs: PyTorchObs, previous_plan: th.Tensor, restart: th.Tensor, deterministic: bool = False
+        self,
+        obs: PyTorchObs,
+        previous_plan: th.Tensor,
+        restart: th.Tensor,
+        deterministic: bool = False,
+        trace: list[SearchStep] | None = None,
     ) -> PlanResult:
         """
         Plan from a batch of observations, by the policy's ``act_mode``.
@@ -339,6 +345,7 @@ class MBDPOPolicy(BasePolicy):
         :param previous_plan: Plans of the previous decision [B, H, A]
         :param restart: Rows at an episode's first step [B] bool
         :param deterministic: Same noise for every call and row, no exploration noise
+        :param trace: When given, a search appends its denoising steps to it
         :return: Actions, plans, latents and search statistics
         """
         model, config = self.world_model, self.search_config
@@ -346,7 +353,7 @@ class MBDPOPolicy(BasePolicy):
         result = None
         if self.act_mode == "search":
             noise = self._noise(len(z), deterministic)
-            result = search(model, config, z, previous_plan, restart, noise, episodic=self.episodic)
+            result = search(model, config, z, previous_plan, restart, noise, episodic=self.episodic, trace=trace)
             plan = result.plan
         elif self.act_mode == "score":
             plan = score_plan(model, config.schedule, z, previous_plan, restart)

@@ -88,6 +88,20 @@ class SearchResult(NamedTuple):
     value_std: th.Tensor
 
 
+class SearchStep(NamedTuple):
+    """
+    One denoising step as it was taken, scaled actions: ``sigma`` spread of the noise, ``centre`` [B, H, A] around which
+    it was laid, ``candidates`` [B, N, H, A] with the prior's rollouts first, ``returns`` [B, N], ``plan`` [B, H, A] the
+    weighted mean of the elites.
+    """
+
+    sigma: float
+    centre: th.Tensor
+    candidates: th.Tensor
+    returns: th.Tensor
+    plan: th.Tensor
+
+
 class SearchNoise(NamedTuple):
     """
     Every random number of a search: ``candidates`` [T - 1, N - M, H, A] or [T - 1, B, N - M, H, A], ``prior``
@@ -248,6 +262,7 @@ def search(
     task: th.Tensor | None = None,
     discount: th.Tensor | None = None,
     episodic: bool = False,
+    trace: list[SearchStep] | None = None,
 ) -> SearchResult:
     """
     Denoise a plan for each latent. Rows never see each other.
@@ -261,6 +276,7 @@ def search(
     :param task: Task indices [B] of multi-task models
     :param discount: Discount of each row [B, 1], by default ``config.discount``
     :param episodic: Use the termination head
+    :param trace: When given, each denoising step is appended to it
     :return: Plans and statistics
     """
     evaluate = Evaluator(model, config, z, noise.critics, task, discount, episodic)
@@ -280,6 +296,8 @@ def search(
         if prior_plans is not None and prior_values is not None:
             plans, values = th.cat([prior_plans, plans], dim=1), th.cat([prior_values, values], dim=1)
         clean_plan, value, std = combine_elites(plans, values, config.n_elites, config.temperature)
+        if trace is not None:
+            trace.append(SearchStep(config.schedule.sigma(tau), mean, plans, values, clean_plan))
         x = config.schedule.denoise(x, clean_plan, tau)
     return SearchResult(x.clamp(-1, 1), value, std)
 
