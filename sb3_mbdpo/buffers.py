@@ -111,6 +111,8 @@ class SequenceReplayBuffer(ReplayBuffer):
     """
 
     _dict_observations: ClassVar[bool] = False
+    # Saved with the episodes in progress: their plans [n_envs, H, A], and which environments begin a new one [n_envs]
+    running_plans: tuple[np.ndarray, np.ndarray] | None = None
 
     def __init__(
         self,
@@ -356,3 +358,27 @@ class DictSequenceReplayBuffer(SequenceReplayBuffer, DictReplayBuffer):  # type:
     observations: dict[str, np.ndarray]
     next_observations: dict[str, np.ndarray]
     _dict_observations = True
+
+
+def check_buffer(loaded: Any, present: SequenceReplayBuffer) -> SequenceReplayBuffer:
+    """
+    Check that a buffer from a file can take the place of an algorithm's own.
+
+    :param loaded: What the file held
+    :param present: The algorithm's own
+    :return: The loaded one
+    :raises ValueError: naming what differs
+    """
+    if not isinstance(loaded, SequenceReplayBuffer):
+        raise ValueError(
+            f"The file holds a {type(loaded).__name__}: MBDPO needs a SequenceReplayBuffer or "
+            "DictSequenceReplayBuffer, saved by save_replay_buffer()."
+        )
+    for name in ("horizon", "n_envs", "observation_space", "action_space"):
+        found, wanted = getattr(loaded, name), getattr(present, name)
+        if found != wanted:
+            raise ValueError(
+                f"The replay buffer in the file has {name}={found}, the model has {wanted}: "
+                "load one that was saved with the same settings."
+            )
+    return loaded

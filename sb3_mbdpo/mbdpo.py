@@ -5,7 +5,6 @@ What was checked against the authors' released implementation: the world model, 
 """
 
 import io
-import math
 import pathlib
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
@@ -20,28 +19,14 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
+from sb3_mbdpo.arguments import check_arguments, resolve_defaults
+from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, check_buffer
+from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
 from sb3_mbdpo.losses import LossCoefficients
 from sb3_mbdpo.metrics import RunningMeans
-from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy, PlanResult, check_act_mode
-from sb3_mbdpo.presets import discount_for, episode_length_of, learning_starts_for, resolve_preset
-from sb3_mbdpo.updates import BOOTSTRAPS, Learner
-
-# Argument, smallest and largest value; the search checks its own (see SearchConfig)
-RANGES = (
-    ("batch_size", 1, math.inf),
-    ("score_batch_size", 1, math.inf),
-    ("score_samples", 2, math.inf),
-    ("score_interval", 1, math.inf),
-    ("target_horizon", 0, math.inf),
-    ("warmup_updates", 0, math.inf),
-    ("exploration_noise", 0, math.inf),
-    ("max_grad_norm", 0, math.inf),
-    ("gamma", 0, 1),
-    ("tau", 0, 1),
-    ("rho", 0, 1),
-    ("saturation_coef", 0, math.inf),
-)
+from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy, PlanResult
+from sb3_mbdpo.saving import whole_file
+from sb3_mbdpo.updates import Learner
 
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
 
@@ -234,8 +219,9 @@ class MBDPO(OffPolicyAlgorithm):
         self._plans: np.ndarray | None = None
         self._restarts: np.ndarray | None = None
         self._metrics = RunningMeans()
-        # Device and state of the policy's generator when the model was saved
+        # Device and state of the policy's generator, and state of the action space's, when the model was saved
         self._generator_state: tuple[str, np.ndarray] | None = None
+        self._action_space_state: Any = None
 
         if _init_setup_model:
             self._setup_model()
@@ -243,15 +229,15 @@ class MBDPO(OffPolicyAlgorithm):
     # --- construction -------------------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
-        self._resolve_defaults()
-        self._check_arguments()
+        resolve_defaults(self)
+        check_arguments(self)
         if self.replay_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.replay_buffer_class = DictSequenceReplayBuffer if is_dict else SequenceReplayBuffer
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "horizon": self.horizon}
         # The policy takes the algorithm's own arguments; the user's policy_kwargs stay what they were
         user_kwargs = self.policy_kwargs
-        self.policy_kwargs = {**self._policy_arguments(), **user_kwargs}
+        self.policy_kwargs = {**self.policy_arguments(), **user_kwargs}
         try:
             super()._setup_model()
         finally:
@@ -260,6 +246,8 @@ class MBDPO(OffPolicyAlgorithm):
         self.replay_buffer.seed(self.seed)
         if self._generator_state is not None and self._generator_state[0] == self.device.type:
             self.policy.generator.set_state(th.from_numpy(self._generator_state[1]))
+        if self._action_space_state is not None:
+            self.action_space.np_random.bit_generator.state = self._action_space_state
         self.learner = Learner(
             self.policy,
             LossCoefficients(
@@ -282,70 +270,7 @@ class MBDPO(OffPolicyAlgorithm):
             self.max_grad_norm,
         )
 
-    def _check_arguments(self) -> None:
-        check_act_mode(self.act_mode, self.score_coef > 0)
-        if self.bootstrap not in BOOTSTRAPS:
-            raise ValueError(f'bootstrap must be "prior" or "score", got {self.bootstrap!r}.')
-        if self.bootstrap == "score" and self.score_coef <= 0:
-            raise ValueError('bootstrap="score" needs a trained score network: pass score_coef > 0.')
-        dtype = self.action_space.dtype
-        if not np.issubdtype(dtype, np.floating):
-            raise ValueError(f"The action space must be a Box of floats, got {dtype}: wrap the environment to round.")
-        if "horizon" in self.replay_buffer_kwargs and self.replay_buffer_kwargs["horizon"] != self.horizon:
-            raise ValueError("replay_buffer_kwargs holds `horizon`, an argument of MBDPO itself: pass it to MBDPO.")
-        clashing = sorted(self._policy_arguments().keys() & self.policy_kwargs.keys())
-        if clashing:
-            raise ValueError(f"policy_kwargs holds arguments of MBDPO itself: {clashing}; pass them to MBDPO.")
-        if self.n_steps != 1:
-            raise ValueError(f"n_steps must be 1, got {self.n_steps}: use `horizon` for longer lookahead.")
-        buffer_class = self.replay_buffer_class
-        if buffer_class is not None and not issubclass(buffer_class, (SequenceReplayBuffer, DictSequenceReplayBuffer)):
-            raise ValueError(
-                f"replay_buffer_class must sample sequences, {buffer_class.__name__} does not (nor do hindsight "
-                "and n-step buffers): leave it out, or derive from SequenceReplayBuffer or DictSequenceReplayBuffer."
-            )
-        for name in ("use_sde", "sde_sample_freq"):
-            if self.policy_kwargs.get(name):
-                raise ValueError(
-                    f"{name} is not supported: MBDPO explores with `exploration_noise` and `action_noise`."
-                )
-
-    def _resolve_defaults(self) -> None:
-        """Fill arguments left at None; those that are set stay, so that this can run again after loading."""
-        resolved, values = resolve_preset(self.preset, self.device)
-        unset = [name for name in values if getattr(self, name) is None]
-        for name in unset:
-            setattr(self, name, values[name])
-        if "bootstrap" in unset and self.score_coef <= 0:
-            self.bootstrap = "prior"
-        # Elites and prior rollouts that nobody set keep their share of the candidates that somebody did set
-        share = self.n_samples / values["n_samples"]
-        for name, least in (("n_elites", 1), ("n_prior_trajectories", 0)):
-            if name in unset:
-                setattr(self, name, max(int(values[name] * share), least))
-        if self.verbose >= 1 and unset:
-            print(f'Using the "{resolved}" preset (model_size={self.model_size}, n_samples={self.n_samples})')
-        if self.gamma is None or self.learning_starts is None:
-            self._apply_episode_rules()
-        if self.warmup_updates is None:
-            self.warmup_updates = 0
-        for name, least, most in RANGES:
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must lie between {least:g} and {most:g}, got {getattr(self, name)}.")
-
-    def _apply_episode_rules(self) -> None:
-        length = None if self.env is None else episode_length_of(self.env)
-        if self.learning_starts is None:
-            self.learning_starts = learning_starts_for(length)
-            if self.warmup_updates is None:
-                self.warmup_updates = self.learning_starts
-        if self.gamma is None:
-            self.gamma = discount_for(length)
-        if self.verbose >= 1:
-            known = "of unknown length" if length is None else f"of at most {length} steps"
-            print(f"Episodes {known}: gamma={self.gamma:g}, learning_starts={self.learning_starts}")
-
-    def _policy_arguments(self) -> dict[str, Any]:
+    def policy_arguments(self) -> dict[str, Any]:
         names = (
             "model_size",
             "horizon",
@@ -378,11 +303,12 @@ class MBDPO(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        self._plans = self._restarts = None
         assert self.replay_buffer is not None
-        if (reset_num_timesteps or self._last_obs is None) and self.replay_buffer.size() > 0:
-            # The environment is about to be reset: what is stored so far does not continue
-            self.replay_buffer.mark_boundary()
+        if reset_num_timesteps or self._last_obs is None:
+            # The environment is about to be reset: neither plans nor what is stored so far continue
+            self._plans = self._restarts = None
+            if self.replay_buffer.size() > 0:
+                self.replay_buffer.mark_boundary()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -505,6 +431,41 @@ class MBDPO(OffPolicyAlgorithm):
         """
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
+    # --- looking inside -------------------------------------------------------------------------------------------
+
+    def imagine(self, observation: Observation, actions: np.ndarray) -> Imagination:
+        """
+        What the world model expects of a plan: see :func:`~sb3_mbdpo.imagination.imagine`.
+
+        :param observation: One observation or a batch of them
+        :param actions: Plan in the environment's units, [T, *action_shape] or [B, T, *action_shape]
+        :return: Latents, rewards, values, energies and terminations
+        :raises ValueError: if the shapes do not fit
+        """
+        return imagine(self.policy, observation, actions)
+
+    def plan(
+        self,
+        observation: Observation,
+        state: np.ndarray | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+        return_trace: bool = False,
+    ) -> np.ndarray | tuple[np.ndarray, PlanTrace]:
+        """
+        The whole plan behind ``predict``, and on request the path of its search: see
+        :func:`~sb3_mbdpo.imagination.plan`, and :func:`~sb3_mbdpo.plots.plot_plan` for a picture of it.
+
+        :param observation: One observation or a batch of them
+        :param state: Plans of the previous decision; None starts cold
+        :param episode_start: Rows whose episode has just begun [B]
+        :param deterministic: The same candidates at every call
+        :param return_trace: Return the denoising path as well
+        :return: Plan in the environment's units [H, *action_shape] or [B, H, *action_shape], and the path
+        :raises ValueError: if shapes do not fit, or a path is wanted from a policy that does not search
+        """
+        return plan(self.policy, observation, state, episode_start, deterministic, return_trace)
+
     # --- saving -------------------------------------------------------------------------------------------------
 
     def save(
@@ -514,14 +475,58 @@ class MBDPO(OffPolicyAlgorithm):
         include: Iterable[str] | None = None,
     ) -> None:
         """
-        Save the model; the state of its random generator too, so that a continued run is the run that was stopped.
+        Save the model, random generators included, so that a continued run is the run that was stopped.
+
+        A previous file is replaced only when the new one is complete.
 
         :param path: File
         :param exclude: Attributes to leave out
         :param include: Attributes to save although they are left out by default
         """
         self._generator_state = (self.device.type, self.policy.generator.get_state().numpy())
-        super().save(path, exclude, include)
+        self._action_space_state = self.action_space.np_random.bit_generator.state
+        if isinstance(path, io.BufferedIOBase):
+            super().save(path, exclude, include)
+            return
+        with whole_file(path, "zip") as file:
+            super().save(file, exclude, include)
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer, and with it the running plans of the episodes whose transitions it holds.
+
+        A previous file is replaced only when the new one is complete.
+
+        :param path: File
+        """
+        assert self.replay_buffer is not None, "The replay buffer is not defined"
+        self.replay_buffer.running_plans = None
+        if self._plans is not None and self._restarts is not None:
+            self.replay_buffer.running_plans = (self._plans, self._restarts)
+        if isinstance(path, io.BufferedIOBase):
+            super().save_replay_buffer(path)
+            return
+        with whole_file(path, "pkl") as file:
+            super().save_replay_buffer(file)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer. Like any pickle, the file can run code: load only what you trust.
+
+        :param path: File
+        :param truncate_last_traj: Of no effect: only hindsight buffers have a use for it
+        :raises ValueError: if the buffer holds something else than sequences of this model's environment; the present
+            buffer then stays
+        """
+        present = self.replay_buffer
+        assert present is not None
+        try:
+            super().load_replay_buffer(path, truncate_last_traj)
+            loaded = check_buffer(self.replay_buffer, present)
+        finally:
+            self.replay_buffer = present
+        self.replay_buffer = loaded
+        self._plans, self._restarts = self.replay_buffer.running_plans or (None, None)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "learner", "_plans", "_restarts", "_metrics"]

@@ -183,9 +183,13 @@ def test_running_plans_restart_where_episodes_end() -> None:
         assert restart.tolist() == recorder.steps[step - 1]["dones"].tolist()
         assert th.equal(previous, calls[step - 1][2])
     assert sum(int(restart.sum()) for _, restart, _ in calls[1:]) == 2 + 2 + 2
+    last = calls[-1][2]
     calls.clear()
     model.learn(3, reset_num_timesteps=False)
-    assert calls[0][1].all(), "plans are dropped at the start of learn()"
+    assert th.equal(calls[0][0], last) and not calls[0][1].all(), "episodes go on, and so do their plans"
+    calls.clear()
+    model.learn(3)
+    assert calls[0][1].all(), "plans are dropped where learn() resets the environments"
     model.set_env(toy_envs(3))
     assert model._plans is None
 
