@@ -22,6 +22,8 @@ from sb3_mbdpo.policies import MBDPOPolicy
 from sb3_mbdpo.search import draw_noise, score_plan, with_samples
 
 BOOTSTRAPS = ("prior", "score")
+# The cross-TD error is a figure to watch: measured at every so many updates
+CROSS_TD_INTERVAL = 10
 
 
 class Learner:
@@ -72,7 +74,7 @@ class Learner:
         """
         batch = self.encode(samples)
         noise = draw_update_noise(self.model, batch.actions, self.policy.generator, self.target_horizon)
-        metrics, z = self.update_world_model(batch, noise)
+        metrics, z = self.update_world_model(batch, noise, index % CROSS_TD_INTERVAL == 0)
         metrics |= self.update_prior(z.detach(), batch, noise)
         if self.policy.score_optimizer is not None and index % self.score_interval == 0:
             metrics |= self.update_score(z[0].detach(), batch)
@@ -102,12 +104,15 @@ class Learner:
             samples.masks,
         )
 
-    def update_world_model(self, batch: LatentBatch, noise: UpdateNoise) -> tuple[Metrics, th.Tensor]:
+    def update_world_model(
+        self, batch: LatentBatch, noise: UpdateNoise, with_cross_td: bool = True
+    ) -> tuple[Metrics, th.Tensor]:
         """
         Step encoder, dynamics, reward, termination, critics and energy.
 
         :param batch: Encoded batch
         :param noise: Random numbers of this update
+        :param with_cross_td: Measure the cross-TD error too
         :return: metrics, rolled-out latents [H + 1, B, L]
         """
         policy, discount = self.policy, self.policy.search_config.discount
@@ -116,7 +121,7 @@ class Learner:
             self.model, batch, target, noise, self.coefficients, policy.generator, policy.episodic
         )
         metrics = {f"train/{name}_loss": value for name, value in losses.items()}
-        if len(batch.actions) > 1:
+        if with_cross_td and len(batch.actions) > 1:
             # Before the step, with the critics that the target belongs to
             error = cross_td_error(self.model, z, batch, noise.target_critics, discount)
             metrics["train/cross_td_error"] = error

@@ -112,7 +112,7 @@ def sample_mbdpo_params(
             # Learning
             "learning_rate": trial.suggest_float("learning_rate", 1e-4, 2e-3, log=True),
             "batch_size_pow": trial.suggest_int("batch_size_pow", 6, 9),
-            "tau": trial.suggest_float("tau", 0.002, 0.05, log=True),
+            "tau": trial.suggest_float("tau", 0.005, 0.1, log=True),
             # Search: depth, number of denoising steps, width, greediness
             "horizon": trial.suggest_int("horizon", 2, 6),
             "denoising_steps": trial.suggest_int("denoising_steps", 3, 20, log=True),

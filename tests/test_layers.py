@@ -54,6 +54,24 @@ def test_mish_gradient_against_finite_differences() -> None:
     assert th.autograd.gradcheck(Mish(), (x,))
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e30])
+def test_simnorm_is_a_softmax_over_groups_however_large_its_input(scale: float) -> None:
+    x = (scale * th.randn(7, 24, generator=th.Generator().manual_seed(0))).requires_grad_()
+    weights = th.randn(7, 24, generator=th.Generator().manual_seed(1))
+    plain = x.unflatten(-1, (-1, 8)).softmax(-1).flatten(-2)
+    (expected,) = th.autograd.grad((plain * weights).sum(), x)
+    value = SimNorm(8)(x)
+    th.testing.assert_close(value, plain, rtol=1e-6, atol=1e-7)
+    (found,) = th.autograd.grad((value * weights).sum(), x)
+    th.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert th.equal(SimNorm(8)(x.detach()), value.detach()), "with and without gradient the same numbers"
+
+
+def test_simnorm_gradient_against_finite_differences() -> None:
+    x = th.randn(3, 16, dtype=th.float64, generator=th.Generator().manual_seed(0), requires_grad=True)
+    assert th.autograd.gradcheck(SimNorm(8), (x,))
+
+
 # --- SimNorm and MLPs -----------------------------------------------------------------------------------------------
 
 
