@@ -1,6 +1,5 @@
 """Floating-point operations that MBDPO cannot do without: matrix products, counted from the shapes of the layers."""
 
-import torch as th
 from torch import nn
 
 from sb3_mbdpo import MBDPO
@@ -84,32 +83,11 @@ def _target_flops(algorithm: MBDPO) -> int:
 
 def _score_flops(algorithm: MBDPO, batch: int) -> int:
     """One update of the score network."""
-    policy, model = algorithm.policy, algorithm.policy.world_model
-    config = algorithm.learner.score_config
+    model, config = algorithm.policy.world_model, algorithm.learner.score_config
     latents = min(int(algorithm.score_batch_size), batch)
     step = row_flops(model.dynamics) + row_flops(model.reward) + (row_flops(model.energy) if config.energy_coef else 0)
     plan = config.horizon * step + row_flops(model.prior) + 2 * row_flops(model.critics)
     n_prior = config.n_prior_trajectories
     rollouts = n_prior * (config.horizon * row_flops(model.prior) + (config.horizon - 1) * row_flops(model.dynamics))
     path = (config.schedule.denoising_steps - 1) * row_flops(model.score)
-    del policy
     return latents * (path + config.n_samples * plan + rollouts + 3 * row_flops(model.score))
-
-
-def matrix_rate(width: int, rows: int, dtype: th.dtype, device: th.device, seconds: float = 0.5) -> float:
-    """
-    Rate of matrix products [rows, width] x [width, width] of this machine at this moment.
-
-    :param width: Width of a layer
-    :param rows: Rows of a batch
-    :param dtype: Number type
-    :param device: Where
-    :param seconds: How long to measure at least
-    :return: Operations per second, the best of the repetitions
-    """
-    from tests.benchmarks.clock import best_time
-
-    left = th.randn(rows, width, device=device, dtype=dtype)
-    right = th.randn(width, width, device=device, dtype=dtype)
-    out = th.empty(rows, width, device=device, dtype=dtype)
-    return 2 * rows * width * width / best_time(lambda: th.mm(left, right, out=out), device, seconds)
