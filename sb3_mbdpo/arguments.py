@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import numbers
+import sys
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from gymnasium import spaces
 
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
 from sb3_mbdpo.policies import check_act_mode
@@ -15,20 +18,44 @@ from sb3_mbdpo.updates import BOOTSTRAPS
 if TYPE_CHECKING:
     from sb3_mbdpo.mbdpo import MBDPO
 
-# Argument, smallest and largest value; the search checks its own (see SearchConfig)
+# Argument, smallest and largest value; the search checks its own too (see SearchConfig)
+COUNTS = (
+    ("batch_size", 1),
+    ("learning_starts", 0),
+    ("warmup_updates", 0),
+    ("horizon", 1),
+    ("denoising_steps", 2),
+    ("n_samples", 2),
+    ("n_elites", 1),
+    ("n_prior_trajectories", 0),
+    ("target_horizon", 0),
+    ("score_batch_size", 1),
+    ("score_samples", 2),
+    ("score_interval", 1),
+)
 RANGES = (
-    ("batch_size", 1, math.inf),
-    ("score_batch_size", 1, math.inf),
-    ("score_samples", 2, math.inf),
-    ("score_interval", 1, math.inf),
-    ("target_horizon", 0, math.inf),
-    ("warmup_updates", 0, math.inf),
-    ("exploration_noise", 0, math.inf),
-    ("max_grad_norm", 0, math.inf),
     ("gamma", 0, 1),
     ("tau", 0, 1),
     ("rho", 0, 1),
-    ("saturation_coef", 0, math.inf),
+    *(
+        (name, 0, sys.float_info.max)
+        for name in (
+            "temperature",
+            "exploration_noise",
+            "energy_coef",
+            "consistency_coef",
+            "reward_coef",
+            "value_coef",
+            "termination_coef",
+            "energy_loss_coef",
+            "score_coef",
+            "entropy_coef",
+            "saturation_coef",
+            "encoder_lr_scale",
+        )
+    ),
+    # Infinite: no clipping
+    ("max_grad_norm", 0, math.inf),
 )
 
 
@@ -56,9 +83,19 @@ def resolve_defaults(model: MBDPO) -> None:
         _apply_episode_rules(model)
     if model.warmup_updates is None:
         model.warmup_updates = 0
-    for name, least, most in RANGES:
-        if not least <= getattr(model, name) <= most:
-            raise ValueError(f"{name} must lie between {least:g} and {most:g}, got {getattr(model, name)}.")
+    _check_numbers(model)
+
+
+def _check_numbers(model: MBDPO) -> None:
+    for name, least in COUNTS:
+        value = getattr(model, name)
+        if not isinstance(value, numbers.Integral) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    for name, low, high in RANGES:
+        value = getattr(model, name)
+        if not isinstance(value, numbers.Real) or not low <= float(value) <= high:
+            limit = f"between {low:g} and {high:g}" if high == 1 else f"a number of at least {low:g}"
+            raise ValueError(f"{name} must be {limit}, got {value!r}.")
 
 
 def _apply_episode_rules(model: MBDPO) -> None:
@@ -89,9 +126,10 @@ def check_arguments(model: MBDPO) -> None:
     dtype = model.action_space.dtype
     if not np.issubdtype(dtype, np.floating):
         raise ValueError(f"The action space must be a Box of floats, got {dtype}: wrap the environment to round.")
+    check_spaces(model.observation_space, cast(spaces.Box, model.action_space))
     if "horizon" in model.replay_buffer_kwargs and model.replay_buffer_kwargs["horizon"] != model.horizon:
         raise ValueError("replay_buffer_kwargs holds `horizon`, an argument of MBDPO itself: pass it to MBDPO.")
-    clashing = sorted(model.policy_arguments().keys() & model.policy_kwargs.keys())
+    clashing = sorted(model._policy_arguments().keys() & model.policy_kwargs.keys())
     if clashing:
         raise ValueError(f"policy_kwargs holds arguments of MBDPO itself: {clashing}; pass them to MBDPO.")
     if model.n_steps != 1:
@@ -105,3 +143,48 @@ def check_arguments(model: MBDPO) -> None:
     for name in ("use_sde", "sde_sample_freq"):
         if model.policy_kwargs.get(name):
             raise ValueError(f"{name} is not supported: MBDPO explores with `exploration_noise` and `action_noise`.")
+
+
+def check_spaces(observation_space: spaces.Space, action_space: spaces.Box) -> None:
+    """
+    Refuse spaces that only fail once something is learned from them.
+
+    :param observation_space: Observation space, checked key by key if it is a Dict
+    :param action_space: Action space
+    :raises ValueError: naming the space and what to do
+    """
+    with np.errstate(over="ignore"):
+        width = action_space.high - action_space.low
+    if not (np.isfinite(width) & (width > 0)).all():
+        raise ValueError(
+            f"Each action needs low < high with a finite high - low, got {action_space}: leave fixed actions out, or "
+            "rescale the others, in a wrapper."
+        )
+    leaves = observation_space.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    for space in leaves:
+        if np.any(getattr(space, "start", 0)):
+            raise ValueError(f"Discrete observations must start at 0, got {space}: subtract the start in a wrapper.")
+        if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1:
+            raise ValueError(f"MultiDiscrete observations must have one dimension, got {space}: flatten them.")
+        if isinstance(space, spaces.Box) and space.shape == ():
+            raise ValueError(f"Box observations need at least one dimension, got {space}: reshape them to (1,).")
+
+
+def check_finite(observation: np.ndarray | dict[str, np.ndarray], reward: np.ndarray) -> None:
+    """
+    Refuse a transition that would turn every weight into NaN.
+
+    :param observation: Observations [n_envs, ...] or a dict of them
+    :param reward: [n_envs]
+    :raises ValueError: naming what is not finite, before it is stored
+    """
+    if isinstance(observation, dict):
+        parts = {f'observation "{key}"': value for key, value in observation.items()}
+    else:
+        parts = {"observation": observation}
+    for name, value in [*parts.items(), ("reward", reward)]:
+        if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():
+            raise ValueError(
+                f"The environment returned a value that is not finite in its {name}; the step was not stored. Mend the "
+                "environment (VecCheckNan tells which action led there)."
+            )

@@ -181,6 +181,15 @@ class SequenceReplayBuffer(ReplayBuffer):
         super().reset()
         self.window_ends[:] = False
 
+    def has_terminations(self) -> bool:
+        """
+        Look for true terminations, as opposed to time limits.
+
+        :return: Whether any stored transition ended its episode by one
+        """
+        rows = slice(0, self.size())
+        return bool((self.dones[rows] * (1 - self.timeouts[rows])).any())
+
     def mark_boundary(self) -> None:
         """
         Declare that what is added next does not continue what was added last, in any environment.

@@ -5,9 +5,10 @@ What was checked against the authors' released implementation: the world model, 
 """
 
 import io
+import math
 import pathlib
 from collections.abc import Iterable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import numpy as np
 import torch as th
@@ -19,7 +20,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_mbdpo.arguments import check_arguments, resolve_defaults
+from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, check_buffer
 from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
 from sb3_mbdpo.losses import LossCoefficients
@@ -27,6 +28,16 @@ from sb3_mbdpo.metrics import RunningMeans
 from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy, PlanResult
 from sb3_mbdpo.saving import whole_file
 from sb3_mbdpo.updates import Learner
+
+
+class RandomState(TypedDict):
+    """State of the random generators, with the seed they started from."""
+
+    seed: int | None
+    device: str
+    policy: np.ndarray
+    action_space: Any
+
 
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
 
@@ -73,7 +84,7 @@ class MBDPO(OffPolicyAlgorithm):
     :param beta_start: First beta of the noise schedule; sets the finest spread of candidates. Preset
     :param beta_end: Last beta of the noise schedule; a larger one looks further around the warm start. Preset
     :param exploration_noise: Standard deviation of the Gaussian noise on executed actions while exploring, in units of
-        the scaled action (-1 to 1). Preset
+        the scaled action (-1 to 1); not added when acting by the prior, which draws for itself. Preset
     :param energy_coef: Weight eta of the energy F in the search (0.01): the trust region around the data. 0 ignores it
     :param act_mode: "search": plan with the world model; "score": the distilled diffusion policy alone, far cheaper;
         "prior": the Gaussian prior alone
@@ -104,7 +115,7 @@ class MBDPO(OffPolicyAlgorithm):
     :param tensorboard_log: Folder of the tensorboard logs
     :param policy_kwargs: Arguments of the policy: net_arch, activation_fn, n_critics, widths, features extractor,
         optimizer; see ``MBDPOPolicy``
-    :param verbose: 0: nothing, 1: device, wrappers, preset and warm-up, 2: debug
+    :param verbose: 0: nothing, 1: device, wrappers, preset and warm-up, 2: also what Stable-Baselines3 adds
     :param seed: Seed of everything random
     :param device: "auto", "cpu", "cuda", ...
     :param _init_setup_model: Build the networks at construction
@@ -219,9 +230,8 @@ class MBDPO(OffPolicyAlgorithm):
         self._plans: np.ndarray | None = None
         self._restarts: np.ndarray | None = None
         self._metrics = RunningMeans()
-        # Device and state of the policy's generator, and state of the action space's, when the model was saved
-        self._generator_state: tuple[str, np.ndarray] | None = None
-        self._action_space_state: Any = None
+        # What the random generators were like when the model was saved
+        self._random_state: RandomState | None = None
 
         if _init_setup_model:
             self._setup_model()
@@ -234,20 +244,17 @@ class MBDPO(OffPolicyAlgorithm):
         if self.replay_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.replay_buffer_class = DictSequenceReplayBuffer if is_dict else SequenceReplayBuffer
+        # Policy and buffer take the algorithm's own arguments; the user's stay what they were
+        user_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
+        self.policy_kwargs = {**self._policy_arguments(), **self.policy_kwargs}
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "horizon": self.horizon}
-        # The policy takes the algorithm's own arguments; the user's policy_kwargs stay what they were
-        user_kwargs = self.policy_kwargs
-        self.policy_kwargs = {**self.policy_arguments(), **user_kwargs}
         try:
             super()._setup_model()
         finally:
-            self.policy_kwargs = user_kwargs
+            self.policy_kwargs, self.replay_buffer_kwargs = user_kwargs
         assert self.replay_buffer is not None
         self.replay_buffer.seed(self.seed)
-        if self._generator_state is not None and self._generator_state[0] == self.device.type:
-            self.policy.generator.set_state(th.from_numpy(self._generator_state[1]))
-        if self._action_space_state is not None:
-            self.action_space.np_random.bit_generator.state = self._action_space_state
+        self._restore_random_state()
         self.learner = Learner(
             self.policy,
             LossCoefficients(
@@ -270,7 +277,8 @@ class MBDPO(OffPolicyAlgorithm):
             self.max_grad_norm,
         )
 
-    def policy_arguments(self) -> dict[str, Any]:
+    def _policy_arguments(self) -> dict[str, Any]:
+        """The algorithm's own arguments that the policy takes."""
         names = (
             "model_size",
             "horizon",
@@ -292,6 +300,29 @@ class MBDPO(OffPolicyAlgorithm):
             "discount": self.gamma,
             "with_score": self.score_coef > 0,
         }
+
+    # --- randomness -----------------------------------------------------------------------------------------------
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Seed everything random: what Stable-Baselines3 seeds, the policy's own generator and the buffer's.
+
+        :param seed: None changes nothing
+        """
+        super().set_random_seed(seed)
+        if seed is not None and getattr(self, "policy", None) is not None:
+            assert self.replay_buffer is not None
+            self.policy.seed(seed)
+            self.replay_buffer.seed(seed)
+
+    def _restore_random_state(self) -> None:
+        """Go on from the saved generators, unless the model was loaded with another seed than it was saved with."""
+        state = self._random_state
+        if state is None or state["seed"] != self.seed:
+            return
+        self.action_space.np_random.bit_generator.state = state["action_space"]
+        if state["device"] == self.device.type:
+            self.policy.generator.set_state(th.from_numpy(state["policy"]))
 
     # --- collecting ---------------------------------------------------------------------------------------------
 
@@ -360,6 +391,7 @@ class MBDPO(OffPolicyAlgorithm):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
+        check_finite(new_obs, reward)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._restarts = np.array(dones, dtype=bool)
         if self.episodic is None and not self.policy.episodic and self._restarts.any():
@@ -389,7 +421,7 @@ class MBDPO(OffPolicyAlgorithm):
         for index in range(self._n_updates, self._n_updates + gradient_steps):
             samples = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             self._metrics.add(self.learner.update(samples, index))
-        self._n_updates += gradient_steps
+            self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.device.type == "cpu":
             self._record_metrics()
@@ -402,7 +434,12 @@ class MBDPO(OffPolicyAlgorithm):
 
     def _record_metrics(self) -> None:
         for name, value in self._metrics.pop().items():
-            self.logger.record(name, value)
+            if name.endswith("grad_norm") and not math.isfinite(value):
+                raise ValueError(
+                    f"{name} is {value} at update {self._n_updates}: learning has diverged. Go on from a checkpoint, "
+                    "with a lower learning_rate or with observations and rewards scaled down (VecNormalize)."
+                )
+            self.logger.record_mean(name, value)
 
     def dump_logs(self) -> None:
         """Write log data; on an accelerator this is where training metrics are read from the device."""
@@ -483,8 +520,13 @@ class MBDPO(OffPolicyAlgorithm):
         :param exclude: Attributes to leave out
         :param include: Attributes to save although they are left out by default
         """
-        self._generator_state = (self.device.type, self.policy.generator.get_state().numpy())
-        self._action_space_state = self.action_space.np_random.bit_generator.state
+        self.act_mode = self.policy.act_mode
+        self._random_state = {
+            "seed": self.seed,
+            "device": self.device.type,
+            "policy": self.policy.generator.get_state().numpy(),
+            "action_space": self.action_space.np_random.bit_generator.state,
+        }
         if isinstance(path, io.BufferedIOBase):
             super().save(path, exclude, include)
             return
@@ -526,6 +568,8 @@ class MBDPO(OffPolicyAlgorithm):
         finally:
             self.replay_buffer = present
         self.replay_buffer = loaded
+        if self.episodic is None and loaded.has_terminations():
+            self.policy.mark_episodic()
         self._plans, self._restarts = self.replay_buffer.running_plans or (None, None)
 
     def _excluded_save_params(self) -> list[str]:

@@ -1,5 +1,6 @@
 """Policies: the world model, its optimizers, and three ways to act (search, score, prior)."""
 
+import inspect
 from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
@@ -153,7 +154,7 @@ class MBDPOPolicy(BasePolicy):
             optimizer_kwargs=optimizer_kwargs,
             squash_output=True,
         )
-        self.act_mode, self.exploration_noise, self.shift_pixels = act_mode, exploration_noise, shift_pixels
+        self._act_mode, self.exploration_noise, self.shift_pixels = act_mode, exploration_noise, shift_pixels
         self.search_config = SearchConfig(
             NoiseSchedule(denoising_steps, beta_start, beta_end),
             horizon,
@@ -175,6 +176,8 @@ class MBDPOPolicy(BasePolicy):
         }
         sizes |= {name: value for name, value in given.items() if value is not None}
         arch = net_arch if isinstance(net_arch, dict) else {} if net_arch is None else {"heads": net_arch}
+        if arch.keys() - {"encoder", "heads"}:
+            raise ValueError(f'net_arch must be a list of widths, or a dict of "encoder" and "heads", got {net_arch}.')
         encoder_widths = arch.get("encoder", [sizes["enc_dim"]] * max(sizes["num_enc_layers"] - 1, 1))
         extractor = None
         if features_extractor_class is not None:
@@ -241,7 +244,8 @@ class MBDPOPolicy(BasePolicy):
         """An optimizer each for world model, prior and score network: their gradients never mix."""
         lr, model = lr_schedule(1), self.world_model
         kwargs = dict(self.optimizer_kwargs)
-        if issubclass(self.optimizer_class, th.optim.Adam):
+        known = inspect.signature(self.optimizer_class).parameters
+        if "fused" in known and not kwargs.keys() & {"foreach", "differentiable"}:
             # One kernel for all parameters: several times faster on a CPU for small networks
             kwargs.setdefault("fused", True)
         encoder = list(model.encoder.parameters())
@@ -260,7 +264,7 @@ class MBDPOPolicy(BasePolicy):
             self.score_optimizer = self.optimizer_class(model.score.parameters(), lr=lr, **kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**self._init_arguments, "lr_schedule": self._dummy_schedule}
+        return {**self._init_arguments, "act_mode": self.act_mode, "lr_schedule": self._dummy_schedule}
 
     # --- randomness ---------------------------------------------------------------------------------------------
 
@@ -323,6 +327,20 @@ class MBDPOPolicy(BasePolicy):
         return shift(obs, self.observation_space) if self.image_encoder else obs
 
     # --- acting -------------------------------------------------------------------------------------------------
+
+    @property
+    def act_mode(self) -> str:
+        """
+        How to act: "search", "score" or "prior". It can be changed at any time, and is saved.
+
+        :raises ValueError: when set to an unknown mode, or to "score" without a score network
+        """
+        return self._act_mode
+
+    @act_mode.setter
+    def act_mode(self, mode: str) -> None:
+        check_act_mode(mode, self.world_model.score is not None)
+        self._act_mode = mode
 
     @property
     def plan_shape(self) -> tuple[int, int]:

@@ -23,8 +23,8 @@ class NoiseSchedule:
     denoising_steps: int
     beta_start: float
     beta_end: float
-    alphas: tuple[float, ...] = field(init=False)
-    alpha_bars: tuple[float, ...] = field(init=False)
+    alphas: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    alpha_bars: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.denoising_steps < 2:
@@ -39,7 +39,7 @@ class NoiseSchedule:
         object.__setattr__(self, "alphas", tuple(alphas.tolist()))
         object.__setattr__(self, "alpha_bars", tuple(alphas.cumprod(0).tolist()))
 
-    @cache  # noqa: B019 (a schedule lives as long as its policy, and hashes by its three numbers)
+    @cache  # noqa: B019 (a schedule is three numbers, by which it hashes; there are few of them)
     def alpha_bar_table(self, device: th.device) -> th.Tensor:
         """
         :param device: Where the table lives

@@ -56,7 +56,7 @@ class SearchConfig:
                 f"n_prior_trajectories must be between 0 and n_samples - 1 ({self.n_samples - 1}), "
                 f"got {self.n_prior_trajectories}."
             )
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}.")
 
 
