@@ -70,6 +70,7 @@ def resolve_defaults(model: MBDPO) -> None:
     unset = [name for name in values if getattr(model, name) is None]
     for name in unset:
         setattr(model, name, values[name])
+    _check_numbers(model)
     if "bootstrap" in unset and model.score_coef <= 0:
         model.bootstrap = "prior"
     # Elites and prior rollouts that nobody set keep their share of the candidates that somebody did set
@@ -83,17 +84,17 @@ def resolve_defaults(model: MBDPO) -> None:
         _apply_episode_rules(model)
     if model.warmup_updates is None:
         model.warmup_updates = 0
-    _check_numbers(model)
 
 
 def _check_numbers(model: MBDPO) -> None:
+    """Check what was given; what is still None is decided by rule."""
     for name, least in COUNTS:
         value = getattr(model, name)
-        if not isinstance(value, numbers.Integral) or value < least:
+        if value is not None and (not isinstance(value, numbers.Integral) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
     for name, low, high in RANGES:
         value = getattr(model, name)
-        if not isinstance(value, numbers.Real) or not low <= float(value) <= high:
+        if value is not None and (not isinstance(value, numbers.Real) or not low <= float(value) <= high):
             limit = f"between {low:g} and {high:g}" if high == 1 else f"a number of at least {low:g}"
             raise ValueError(f"{name} must be {limit}, got {value!r}.")
 

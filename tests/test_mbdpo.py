@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import warnings
@@ -371,6 +372,73 @@ def test_continuing_after_loading_gives_the_same_numbers(tmp_path: Path) -> None
     for each in (model, loaded):
         each.train(2, 8)
     assert th.equal(flat_parameters(model.policy), flat_parameters(loaded.policy))
+
+
+def test_a_seed_given_later_counts(trained: MBDPO, tmp_path: Path) -> None:
+    """Without one a loaded model goes on from its own random state."""
+    trained.save(tmp_path / "model")
+    expected = trained.policy.generator.get_state()
+    assert th.equal(MBDPO.load(tmp_path / "model").policy.generator.get_state(), expected)
+    first, again, other = (MBDPO.load(tmp_path / "model", seed=seed).predict(OBSERVATION)[0] for seed in (5, 5, 6))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    model = MBDPO.load(tmp_path / "model")
+    outcomes = []
+    for _ in range(2):
+        model.set_random_seed(7)
+        outcomes.append((model.predict(OBSERVATION)[0], model.replay_buffer.rng.integers(10**9)))
+    assert np.array_equal(outcomes[0][0], outcomes[1][0]) and outcomes[0][1] == outcomes[1][1]
+
+
+def test_the_way_to_act_can_be_changed_and_is_saved(trained: MBDPO, tmp_path: Path) -> None:
+    model = copy.deepcopy(trained)
+    model.policy.act_mode = "score"
+    model.save(tmp_path / "model")
+    loaded = MBDPO.load(tmp_path / "model")
+    assert loaded.policy.act_mode == loaded.act_mode == "score"
+    expected = model.predict(OBSERVATION, deterministic=True)[0]
+    np.testing.assert_array_equal(loaded.predict(OBSERVATION, deterministic=True)[0], expected)
+    with pytest.raises(ValueError, match=r"act_mode.*scores"):
+        model.policy.act_mode = "scores"
+    assert model.policy.act_mode == "score"
+
+
+@pytest.mark.parametrize(("terminates", "episodic"), [(True, True), (False, False)])
+def test_terminations_in_a_loaded_buffer_count_as_seen(terminates: bool, episodic: bool, tmp_path: Path) -> None:
+    make(toy_envs(1, terminates=terminates)).learn(8).save_replay_buffer(tmp_path / "buffer")
+    model = make(toy_envs(1))
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert model.policy.episodic is episodic
+    fixed = make(toy_envs(1), episodic=False)
+    fixed.load_replay_buffer(tmp_path / "buffer")
+    assert not fixed.policy.episodic
+
+
+def test_an_interrupted_warmup_is_counted() -> None:
+    model, update = make(warmup_updates=30), None
+    update = model.learner.update
+
+    def interrupted(samples: Any, index: int) -> Any:
+        if index == 12:
+            raise KeyboardInterrupt
+        return update(samples, index)
+
+    model.learner.update = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(20)
+    assert model._n_updates == 12
+
+
+def test_a_diverged_update_is_an_error() -> None:
+    model = make().learn(12)
+    with th.no_grad():
+        next(model.policy.world_model.dynamics.parameters()).fill_(th.nan)
+    with pytest.raises(ValueError, match="grad_norm is nan at update"):
+        model.train(1, 8)
+
+
+def test_the_users_buffer_arguments_stay_his() -> None:
+    given = {"handle_timeout_termination": True}
+    assert make(replay_buffer_kwargs=given).replay_buffer_kwargs == given and "horizon" not in given
 
 
 def test_parameters_can_be_exchanged(trained: MBDPO) -> None:

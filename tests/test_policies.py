@@ -358,6 +358,34 @@ def test_refused_spaces_and_modes() -> None:
         MlpPolicy(VECTOR, ACTIONS, lambda _: 3e-4, act_mode="score", with_score=False, **TINY_SIZES)
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"net_arch": {"pi": [8], "qf": [8]}}, "net_arch"),
+        ({"time_embed_dim": 7}, "time_embed_dim"),
+        ({"time_embed_dim": 2}, "time_embed_dim"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": -0.1}, "dropout"),
+    ],
+)
+def test_refused_arguments(kwargs: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_policy(**kwargs)
+
+
+def test_own_optimizers() -> None:
+    """One kernel for all parameters where the optimizer has it, unless the user asks for something else."""
+
+    class Plain(th.optim.SGD):
+        def __init__(self, params: Any, lr: float):
+            super().__init__(params, lr)
+
+    assert make_policy().optimizer.defaults["fused"]
+    assert not make_policy(optimizer_kwargs={"foreach": True}).optimizer.defaults["fused"]
+    assert make_policy(optimizer_class=th.optim.AdamW).optimizer.defaults["fused"]
+    assert isinstance(make_policy(optimizer_class=Plain).prior_optimizer, Plain)
+
+
 def test_forward_gives_scaled_cold_actions() -> None:
     policy = make_policy(action_space=UNEVEN)
     scaled = policy(th.as_tensor(OBSERVATIONS), deterministic=True)
