@@ -1,6 +1,7 @@
 """Policies: the world model, its optimizers, and three ways to act (search, score, prior)."""
 
 import inspect
+import math
 from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
@@ -30,6 +31,8 @@ from sb3_mbdpo.search import (
 from sb3_mbdpo.world_model import WorldModel
 
 ACT_MODES = ("search", "score", "prior")
+# Matrix products of fewer rows than this take another path on CPUs, and round differently
+MIN_ROWS = 8
 
 
 class PlanResult(NamedTuple):
@@ -367,7 +370,11 @@ class MBDPOPolicy(BasePolicy):
         :return: Actions, plans, latents and search statistics
         """
         model, config = self.world_model, self.search_config
-        z = model.encode(self.preprocess(obs))
+        batch = len(previous_plan)
+        z = self._encode(obs, batch)
+        if len(z) > batch:
+            repeated = th.arange(len(z), device=z.device) % batch
+            previous_plan, restart = previous_plan[repeated], restart[repeated]
         result = None
         if self.act_mode == "search":
             noise = self._noise(len(z), deterministic)
@@ -379,11 +386,26 @@ class MBDPOPolicy(BasePolicy):
             shape = (config.horizon, len(z), 1, model.action_dim)
             draws = th.zeros(shape, device=z.device) if deterministic else self._normal(shape)
             plan = prior_rollouts(model, z, draws)[:, 0]
-        plan = plan.nan_to_num(0.0)
+        plan, z = plan[:batch].nan_to_num(0.0), z[:batch]
+        result = None if result is None else SearchResult(*(x[:batch] for x in result))
         action = plan[:, 0]
         if not deterministic and self.act_mode != "prior":
             action = (action + self.exploration_noise * self._normal(tuple(action.shape))).clamp(-1, 1)
         return PlanResult(action, plan, z, result)
+
+    def _encode(self, obs: PyTorchObs, batch: int) -> th.Tensor:
+        """
+        Latents, with the first rows repeated where there are so few that matrix products would round in another order
+        than they do for many: a row's plan must not depend on how many came with it, to the last bit.
+        """
+        config, features = self.search_config, self.preprocess(obs)
+        n_prior = config.n_prior_trajectories
+        narrowest = min(config.n_samples - n_prior, n_prior or MIN_ROWS) if self.act_mode == "search" else 1
+        rows = max(batch, math.ceil(MIN_ROWS / narrowest))
+        index = th.arange(max(batch, MIN_ROWS), device=self.device) % batch
+        if len(index) > batch:
+            features = {k: x[index] for k, x in features.items()} if isinstance(features, dict) else features[index]
+        return self.world_model.encode(features)[:rows]
 
     def _normal(self, shape: tuple[int, ...]) -> th.Tensor:
         return th.randn(shape, generator=self.generator, device=self.generator.device)
