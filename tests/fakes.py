@@ -20,6 +20,7 @@ from sb3_mbdpo.world_model import TaskSpec
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 IMAGE = spaces.Box(0, 255, (36, 36, 3), np.uint8)
 MIXED = spaces.Dict({"camera": IMAGE, "speed": VECTOR, "gear": spaces.Discrete(3)})
+BOXES = spaces.Dict({"camera": IMAGE, "speed": VECTOR})
 ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
 UNEVEN = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([1.0, 0.5], np.float32))
 
@@ -77,6 +78,29 @@ def toy_envs(n_envs: int = 1, **kwargs: Any) -> DummyVecEnv:
         return lambda: ToyEnv(**({"lengths": (5 + index,)} | kwargs))
 
     return DummyVecEnv([maker(index) for index in range(n_envs)])
+
+
+class Counter(ToyEnv):
+    """Observations say where they were made: environment, episode, step. Rewards are all one."""
+
+    def __init__(self, index: int = 0, length: int = 8):
+        super().__init__(spaces.Box(-1e6, 1e6, (3,)), lengths=(length,))
+        self.index = index
+
+    def observation(self) -> np.ndarray:
+        return np.array([self.index, self.episodes, self.steps], np.float32)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        super().reset(**kwargs)
+        return self.observation(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        _, _, terminated, truncated, info = super().step(action)
+        return self.observation(), 1.0, terminated, truncated, info
+
+
+def counters(n_envs: int, length: int = 8) -> DummyVecEnv:
+    return DummyVecEnv([lambda index=index: Counter(index, length) for index in range(n_envs)])  # type: ignore[misc]
 
 
 def policy_class_for(space: spaces.Space) -> type[MBDPOPolicy]:
