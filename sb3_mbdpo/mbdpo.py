@@ -356,7 +356,9 @@ class MBDPO(OffPolicyAlgorithm):
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         if self.num_timesteps < learning_starts:
-            return super()._sample_action(learning_starts, action_noise, n_envs)
+            # Stable-Baselines3 unscales in float32, which can end a hair outside of the bounds
+            _, scaled = super()._sample_action(learning_starts, action_noise, n_envs)
+            return self.policy.to_env(scaled), scaled
         assert self._last_obs is not None, "self._last_obs was not set"
         self.policy.set_training_mode(False)
         obs, _ = self.policy.obs_to_tensor(self._last_obs)

@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim, is_image_space, preprocess_obs
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
@@ -184,7 +184,11 @@ class MBDPOPolicy(BasePolicy):
         encoder_widths = arch.get("encoder", [sizes["enc_dim"]] * max(sizes["num_enc_layers"] - 1, 1))
         extractor = None
         if features_extractor_class is not None:
-            extractor = features_extractor_class(observation_space, **(features_extractor_kwargs or {}))
+            extractor_kwargs = dict(features_extractor_kwargs or {})
+            if not normalize_images and issubclass(features_extractor_class, (NatureCNN, CombinedExtractor)):
+                # As Stable-Baselines3's own models tell its own extractors
+                extractor_kwargs["normalized_image"] = True
+            extractor = features_extractor_class(observation_space, **extractor_kwargs)
         self.world_model = WorldModel(
             self._make_encoder(encoder_widths, sizes, simnorm_dim, activation_fn, extractor),
             sizes["latent_dim"],

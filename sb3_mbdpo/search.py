@@ -314,11 +314,15 @@ def combine_elites(
     :param temperature: Softmax temperature lambda
     :return: mean plan [B, H, A], weighted value [B], standard deviation of all values [B]
     """
-    std = values.std(1, keepdim=True)
-    scale = th.where(std < MIN_STD, 1.0, std) * temperature
     elite_values, elites = values.topk(n_elites, dim=1)
-    # Subtracting the mean of the values, as the paper writes it, would not change a softmax
-    weights = (elite_values / scale).softmax(dim=1)
+    # Relative to the best, in double precision: close returns of a large value would else be told apart by their
+    # rounding, which changes with the number of rows. MPS has no doubles.
+    best = elite_values[:, :1]
+    relative = values - best
+    relative = relative if values.device.type == "mps" else relative.double()
+    std = relative.std(1, keepdim=True).to(values.dtype)
+    scale = th.where(std < MIN_STD, 1.0, std) * temperature
+    weights = ((elite_values - best) / scale).softmax(dim=1)
     elite_plans = plans.gather(1, elites[:, :, None, None].expand(-1, -1, *plans.shape[2:]))
     return (weights[:, :, None, None] * elite_plans).sum(1), (weights * elite_values).sum(1), std.squeeze(1)
 
