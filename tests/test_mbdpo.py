@@ -249,6 +249,14 @@ def test_action_noise_is_added_and_clipped() -> None:
     assert all((step["buffer_actions"] == 1).all() for step in recorder.steps)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_random_steps_with_action_noise_stay_in_the_space(dtype: type) -> None:
+    """`ToyEnv` refuses actions outside of its space or of another dtype."""
+    env = ToyEnv(action_space=spaces.Box(-6.0, -1.7, (2,), dtype))
+    noise = NormalActionNoise(np.zeros(2), np.ones(2))
+    make(env, learning_starts=1000, action_noise=noise).learn(300)
+
+
 def test_exploration_noise_sets_the_spread() -> None:
     model = make(exploration_noise=0.0, act_mode="score")
     one, other = (model.predict(OBSERVATION, deterministic=flag)[0] for flag in (True, False))

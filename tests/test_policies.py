@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from torch import nn
 
 from sb3_mbdpo import CnnPolicy, MlpPolicy
@@ -312,6 +312,16 @@ def test_own_features_extractor() -> None:
         policy.predict(OBSERVATIONS, deterministic=True)[0], policy.predict(unseen, deterministic=True)[0]
     )
     assert any(parameter is encoder.extractor.factor for parameter in policy.optimizer.param_groups[0]["params"])
+
+
+def test_extractors_of_sb3_on_float_images() -> None:
+    """They are told that images are scaled already, as Stable-Baselines3's own models tell them."""
+    image = spaces.Box(0.0, 1.0, (3, 36, 36), np.float32)
+    kwargs: dict[str, Any] = {"normalize_images": False, "features_extractor_class": NatureCNN}
+    make_policy(image, **kwargs).predict(image.sample())
+    kwargs["features_extractor_class"] = CombinedExtractor
+    policy = make_policy(spaces.Dict({"camera": image, "speed": VECTOR}), **kwargs)
+    assert any(isinstance(module, NatureCNN) for module in policy.modules())
 
 
 @pytest.mark.parametrize("with_score", [True, False])

@@ -141,6 +141,18 @@ def test_colder_is_greedier_and_scale_does_not_matter() -> None:
     th.testing.assert_close(plain, shifted, rtol=1e-3, atol=1e-3)
 
 
+def test_close_returns_of_a_large_value_are_weighted_precisely_and_row_by_row() -> None:
+    generator = th.Generator().manual_seed(0)
+    plans = th.rand(64, 64, 3, 1, generator=generator) * 2 - 1
+    values = 0.01 * th.randn(64, 64, generator=generator) - 50
+    together = combine_elites(plans, values, 12, 0.5)
+    exact = combine_elites(plans.double(), values.double(), 12, 0.5)[0]
+    th.testing.assert_close(together[0].double(), exact, atol=1e-5, rtol=0)
+    for row in range(64):
+        alone = combine_elites(plans[row : row + 1], values[row : row + 1], 12, 0.5)
+        assert all(th.equal(one[0], many[row]) for one, many in zip(alone, together, strict=True))
+
+
 def test_equal_values_weigh_alike() -> None:
     """A spread below 1e-4 counts as one: differences of rounding's size must not decide."""
     plans = th.randn(1, 8, 3, 2, generator=generator())
