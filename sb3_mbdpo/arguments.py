@@ -64,8 +64,10 @@ def resolve_defaults(model: MBDPO) -> None:
     Fill arguments left at None; those that are set stay, so that this can run again after loading.
 
     :param model: Algorithm, changed in place
-    :raises ValueError: for a number out of its range
+    :raises ValueError: without an environment, or for a number out of its range
     """
+    if not hasattr(model, "action_space"):
+        raise ValueError("env is None: pass an environment or its id; only load() can do without one.")
     resolved, values = resolve_preset(model.preset, model.device)
     unset = [name for name in values if getattr(model, name) is None]
     for name in unset:

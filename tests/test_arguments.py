@@ -5,9 +5,15 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from sb3_mbdpo import MBDPO
 from sb3_mbdpo.arguments import COUNTS, RANGES, check_finite, check_spaces
 from tests.fakes import ACTIONS, MIXED, VECTOR, ToyEnv
 from tests.test_mbdpo import make
+
+
+def test_without_an_environment() -> None:
+    with pytest.raises(ValueError, match="env is None"):
+        MBDPO("MlpPolicy", None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "least"), COUNTS)
