@@ -8,7 +8,8 @@ which makes it the squared error of the clean plan: of one size at every denoisi
 
 import torch as th
 
-from sb3_mbdpo.search import Evaluator, SearchConfig, SearchNoise, combine_elites, prior_rollouts
+from sb3_mbdpo.evaluator import Evaluator
+from sb3_mbdpo.search import SearchConfig, SearchNoise, combine_elites, prior_rollouts
 from sb3_mbdpo.world_model import WorldModel
 
 

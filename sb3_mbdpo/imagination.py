@@ -69,7 +69,7 @@ def imagine(policy: MBDPOPolicy, observation: Observation, actions: np.ndarray) 
     last = model.prior_action(path[:, -1:])
     rewards = model.two_hot.decode(model.reward(joined))
     values = model.value(path, th.cat([plan, last], dim=1)).mean(0)
-    energies = model.scaled_energy(joined) if model.energy is not None else th.zeros_like(rewards)
+    energies = model.scale_energy(model.energy(joined)) if model.energy is not None else th.zeros_like(rewards)
     ended = th.zeros_like(rewards)
     if policy.episodic and model.termination is not None:
         ended = model.termination(model.join(path[:, 1:])).sigmoid()

@@ -13,41 +13,37 @@ from torch import nn
 from torch.nn import functional as F
 
 WEIGHT_STD = 0.02
-# The slope of Mish is 1 in float32 from here on, and exp(x)^2 still far from overflow
-MISH_LINEAR_ABOVE = 20.0
 
 
 def fast_mish(x: th.Tensor) -> th.Tensor:
     """
-    Mish from one exponential: with m = (1 + e^x)^2 + 1, tanh(softplus(x)) is 1 - 2 / m.
-
-    An exponential that overflows leaves the exact limit, x.
+    Mish from one sigmoid: with q = sigmoid(-x), tanh(softplus(x)) is 2 / (1 + q^2) - 1. Nothing in it overflows.
 
     :param x: Any shape
     :return: Same shape
     """
-    m = x.exp().add_(1)
-    m = m.mul_(m).add_(1)
-    return th.addcdiv(x, x, m, value=-2)
+    negative = x.neg()
+    q = negative.sigmoid()
+    return th.addcdiv(negative, negative, q.mul_(q).add_(1), value=-2)
 
 
 class _FastMish(th.autograd.Function):
-    """:func:`fast_mish` with its gradient in closed form."""
+    """:func:`fast_mish` with its gradient in closed form, from the sigmoid of the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
-        ctx.save_for_backward(x)
-        return fast_mish(x)
+        negative = x.neg()
+        q = negative.sigmoid()
+        m = (q * q).add_(1)
+        ctx.save_for_backward(negative, q, m)
+        return th.addcdiv(negative, negative, m, value=-2)
 
     @staticmethod
     def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:
-        (x,) = ctx.saved_tensors
-        # d/dx [x - 2 x / m] = 1 - 2 (1 - 2 x e^x (1 + e^x) / m) / m; the clamp keeps the inner term from inf / inf
-        e = x.clamp(max=MISH_LINEAR_ABOVE).exp_()
-        u = e + 1
-        r = (u * u).add_(1).reciprocal_()
-        slope = e.mul_(u).mul_(r).mul_(x).mul_(2).sub_(1).mul_(r).mul_(2).add_(1)
-        return slope.mul_(grad)
+        # d/dx [2 x / m - x] with dm/dx = -2 q^2 (1 - q), and q^2 = m - 1
+        negative, q, m = ctx.saved_tensors
+        inner = (q - 1).mul_(q).mul_(q).mul_(negative).mul_(2).div_(m).add_(1)
+        return inner.div_(m).mul_(2).sub_(1).mul_(grad)
 
 
 class Mish(nn.Module):
@@ -241,10 +237,8 @@ class EnsembleMLP(nn.Module):
         :param detach: Leave the members' parameters out of the graph
         :return: Function [..., in_dim] -> [K, ..., out_dim], without dropout
         """
-        tensors = [[t.detach() if detach else t for t in group] for group in self._tensors()]
-        if len(members) != self.n_members:
-            tensors = [[t.index_select(0, members) for t in group] for group in tensors]
-        return lambda x: self._apply_members(x, tensors, None)
+        layers = [tuple(t.detach() if detach else t for t in layer) for layer in self.layers(members)]
+        return lambda x: self._apply_members(x, layers, None)
 
     def forward(self, x: th.Tensor, generator: th.Generator | None = None) -> th.Tensor:
         """
@@ -252,23 +246,36 @@ class EnsembleMLP(nn.Module):
         :param generator: Source of the dropout masks; dropout acts only in training mode and when it is given
         :return: [E, ..., out_dim]
         """
-        return self._apply_members(x, self._tensors(), generator if self.training else None)
+        return self._apply_members(x, self.layers(), generator if self.training else None)
 
-    def _tensors(self) -> list[list[th.Tensor]]:
-        return [list(self.weights), list(self.biases), list(self.norm_weights), list(self.norm_biases)]
+    def layers(self, members: th.Tensor | None = None) -> list[tuple[th.Tensor, ...]]:
+        """
+        Parameters by layer, of all members or of a choice of them.
 
-    def _apply_members(self, x: th.Tensor, tensors: list[list[th.Tensor]], generator: th.Generator | None) -> th.Tensor:
-        weights, biases, norm_weights, norm_biases = tensors
-        n_members, lead = len(weights[0]), x.shape[:-1]
-        h = x.reshape(1, -1, x.shape[-1]).expand(n_members, -1, -1)
-        for i, (norm_weight, norm_bias) in enumerate(zip(norm_weights, norm_biases, strict=True)):
-            h = th.baddbmm(biases[i], h, weights[i])
+        :param members: Indices of the members [K], int64; the choice is not read on the host
+        :return: weight [K, in, out] and bias [K, 1, out] of each layer, and of the hidden ones gain and shift of the
+            norm [K, 1, out]
+        """
+        norms = [*zip(self.norm_weights, self.norm_biases, strict=True), ()]
+        layers = [(w, b, *norm) for w, b, norm in zip(self.weights, self.biases, norms, strict=True)]
+        if members is None or len(members) == self.n_members:
+            return layers
+        return [tuple(t.index_select(0, members) for t in layer) for layer in layers]
+
+    def _apply_members(
+        self, x: th.Tensor, layers: list[tuple[th.Tensor, ...]], generator: th.Generator | None
+    ) -> th.Tensor:
+        lead = x.shape[:-1]
+        h = x.reshape(1, -1, x.shape[-1]).expand(len(layers[0][0]), -1, -1)
+        for i, (weight, bias, gain, shift) in enumerate(layers[:-1]):
+            h = th.baddbmm(bias, h, weight)
             if i == 0 and self.dropout > 0 and generator is not None:
                 h = h * dropout_mask(h, self.dropout, generator)
-            h = th.addcmul(norm_bias, F.layer_norm(h, h.shape[-1:]), norm_weight)
+            h = th.addcmul(shift, F.layer_norm(h, h.shape[-1:]), gain)
             h = self.activation(h)
-        out = th.baddbmm(biases[-1], h, weights[-1])
-        return out.view(n_members, *lead, out.shape[-1])
+        weight, bias = layers[-1]
+        out = th.baddbmm(bias, h, weight)
+        return out.view(len(out), *lead, out.shape[-1])
 
 
 def dropout_mask(x: th.Tensor, rate: float, generator: th.Generator) -> th.Tensor:

@@ -6,12 +6,12 @@ of once per denoising step (they start from the same latent); only the two criti
 the horizon follow the mode of the prior instead of a sample.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch as th
 
+from sb3_mbdpo.evaluator import Evaluator
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.world_model import WorldModel
 
@@ -33,6 +33,8 @@ class SearchConfig:
     :param temperature: Temperature lambda of the softmax over normalised returns
     :param energy_coef: Weight eta of the energy in the return
     :param discount: Discount factor gamma
+    :param dtype: Type of the matrix products
+    :param stacked: Evaluate heads of one input as one batched product; None: everywhere but on a CPU
     """
 
     schedule: NoiseSchedule
@@ -43,6 +45,8 @@ class SearchConfig:
     temperature: float = 0.5
     energy_coef: float = 0.01
     discount: float = 0.99
+    dtype: th.dtype = th.float32
+    stacked: bool | None = None
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -158,78 +162,6 @@ def random_pair(n_critics: int, generator: th.Generator) -> th.Tensor:
     return th.randperm(n_critics, generator=generator, device=generator.device)[:2]
 
 
-class Evaluator:
-    """
-    Return of candidate plans in the world model (TD-MPC2's value estimate plus energy).
-
-    :param model: World model
-    :param config: Search configuration
-    :param z: Latents to start from [B, L]
-    :param critics: Indices [2] of the critics averaged beyond the horizon
-    :param task: Task indices [B]
-    :param discount: Discount of each row [B, 1]; by default ``config.discount`` for all
-    :param episodic: Use the termination head
-    """
-
-    def __init__(
-        self,
-        model: WorldModel,
-        config: SearchConfig,
-        z: th.Tensor,
-        critics: th.Tensor,
-        task: th.Tensor | None = None,
-        discount: th.Tensor | None = None,
-        episodic: bool = False,
-    ):
-        self.model, self.config, self.z, self.episodic = model, config, z, episodic
-        self.task = None if task is None else task[:, None]
-        self.discount: float | th.Tensor = config.discount if discount is None else discount
-        self.critics: Callable[[th.Tensor], th.Tensor] = model.critics.select(critics)
-
-    def __call__(self, actions: th.Tensor) -> th.Tensor:
-        """
-        :param actions: Candidate plans [B, N, H, A]
-        :return: Returns [B, N]; NaN counts as 0
-        """
-        joined, z = self.roll_out(actions)
-        rewards = self.model.two_hot.decode(self.model.reward(joined)).squeeze(-1)
-        if self.config.energy_coef != 0:
-            rewards = rewards + self.config.energy_coef * self.model.scaled_energy(joined).squeeze(-1)
-        action = self.model.prior_action(z[-1], None, self.task)
-        terminal = self.model.value(z[-1], action, self.task, self.critics).mean(0).squeeze(-1)
-        alive = self._alive(z)
-        total = th.zeros_like(terminal)
-        discount: float | th.Tensor = 1.0
-        for t in range(self.config.horizon):
-            total = total + discount * (rewards[t] if alive is None or t == 0 else alive[t - 1] * rewards[t])
-            discount = discount * self.discount
-        total = total + discount * (terminal if alive is None else alive[-1] * terminal)
-        return total.nan_to_num(0.0)
-
-    def roll_out(self, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """
-        Unroll the dynamics along plans.
-
-        :param actions: [B, N, H, A]
-        :return: heads' inputs at t = 0 .. H-1 [H, B, N, L (+E) + A], and latents at t = 1 .. H [H, B, N, L]
-        """
-        z = self.z[:, None].expand(-1, actions.shape[1], -1)
-        inputs, latents = [], []
-        for t in range(self.config.horizon):
-            joined = self.model.join(z, actions[:, :, t], self.task)
-            z = self.model.dynamics(joined)
-            inputs.append(joined)
-            latents.append(z)
-        return th.stack(inputs), th.stack(latents)
-
-    def _alive(self, z: th.Tensor) -> th.Tensor | None:
-        """1 while no latent up to and including t + 1 looks terminal [H, B, N]; None for tasks that never end."""
-        if not self.episodic or self.model.termination is None:
-            return None
-        ended = self.model.termination(self.model.join(z, None, self.task)).squeeze(-1) > 0
-        return (~ended).to(z.dtype).cumprod(dim=0)
-
-
 def prior_rollouts(model: WorldModel, z: th.Tensor, noise: th.Tensor, task: th.Tensor | None = None) -> th.Tensor:
     """
     Plans that the prior proposes, by rolling it through the dynamics.
@@ -286,15 +218,20 @@ def search(
     if config.n_prior_trajectories > 0:
         prior_plans = prior_rollouts(model, z, noise.prior, task)
         prior_plans = prior_plans if mask is None else prior_plans * mask
-        prior_values = evaluate(prior_plans)
     x = config.schedule.start(previous_plan, restart)
     for i, tau in enumerate(config.schedule.taus):
         mean = x / config.schedule.alpha_bars[tau] ** 0.5
         plans = (mean[:, None] + config.schedule.sigma(tau) * noise.candidates[i]).clamp(-1, 1)
         plans = plans if mask is None else plans * mask
-        values = evaluate(plans)
-        if prior_plans is not None and prior_values is not None:
-            plans, values = th.cat([prior_plans, plans], dim=1), th.cat([prior_values, values], dim=1)
+        if prior_plans is None:
+            values = evaluate(plans)
+        elif prior_values is None:
+            # The prior's plans stay what they are: their returns are computed once, with the first candidates
+            plans = th.cat([prior_plans, plans], dim=1)
+            values = evaluate(plans)
+            prior_values = values[:, : config.n_prior_trajectories]
+        else:
+            plans, values = th.cat([prior_plans, plans], dim=1), th.cat([prior_values, evaluate(plans)], dim=1)
         clean_plan, value, std = combine_elites(plans, values, config.n_elites, config.temperature)
         if trace is not None:
             trace.append(SearchStep(config.schedule.sigma(tau), mean, plans, values, clean_plan))

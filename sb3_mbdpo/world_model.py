@@ -214,17 +214,23 @@ class WorldModel(nn.Module):
         """
         return self.two_hot.decode(self.reward(self.join(z, action, task)))
 
-    def scaled_energy(self, joined: th.Tensor) -> th.Tensor:
+    def require_energy(self) -> nn.Sequential:
         """
-        Energy relative to its running statistics, clipped.
-
-        :param joined: Output of :meth:`join` with actions
-        :return: [..., 1] in [-5, 5]
-        :raises ValueError: if the model has no energy
+        :return: The energy head
+        :raises ValueError: if the model has none
         """
         if self.energy is None:
             raise ValueError("This world model has no energy: act with energy_coef=0.")
-        return ((self.energy(joined) - self.energy_mean) / self.energy_std).clamp(-5.0, 5.0)
+        return self.energy
+
+    def scale_energy(self, energy: th.Tensor) -> th.Tensor:
+        """
+        Energy relative to its running statistics, clipped.
+
+        :param energy: Output of the energy head [..., 1]
+        :return: [..., 1] in [-5, 5]
+        """
+        return ((energy - self.energy_mean) / self.energy_std).clamp(-5.0, 5.0)
 
     def value(
         self,

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_mbdpo import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy, WorldModel
 from sb3_mbdpo.encoders import StateEncoder
+from sb3_mbdpo.evaluator import Evaluator
 from sb3_mbdpo.losses import LatentBatch
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.search import SearchConfig
@@ -219,3 +220,29 @@ class Apply(th.nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         return self.function(x)
+
+
+class PlainEvaluator(Evaluator):
+    """The same returns from the world model's own modules, head by head: works with hand-set heads too."""
+
+    def _arrange(self, z: th.Tensor, critics: th.Tensor) -> None:
+        self.z, self.chosen = z, self.model.critics.select(critics)
+
+    def roll_out(self, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        model, count = self.model, actions.shape[1]
+        task = None if self.task is None else self.task.repeat_interleave(count, 0)
+        z, latents, rewards = self.z.repeat_interleave(count, 0), [], []
+        for action in actions.permute(2, 0, 1, 3).flatten(1, 2):
+            joined = model.join(z, action, task)
+            reward = model.two_hot.decode(model.reward(joined))
+            if self.config.energy_coef != 0:
+                reward = reward + self.config.energy_coef * model.scale_energy(model.energy(joined))
+            z = model.dynamics(joined)
+            latents.append(z)
+            rewards.append(reward.squeeze(-1))
+        return th.stack(latents), th.stack(rewards)
+
+    def terminal_value(self, z: th.Tensor, count: int) -> th.Tensor:
+        task = None if self.task is None else self.task.repeat_interleave(count, 0)
+        action = self.model.prior_action(z, None, task)
+        return self.model.value(z, action, task, self.chosen).mean(0).squeeze(-1)

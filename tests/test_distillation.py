@@ -51,6 +51,7 @@ def test_the_generator_decides_everything() -> None:
     assert th.equal(loss_of(model, 1), loss_of(model, 1)) and not th.equal(loss_of(model, 1), loss_of(model, 2))
 
 
+@pytest.mark.usefixtures("plain")
 def test_loss_falls_and_the_network_learns_to_search() -> None:
     """On a frozen model with a best action at (0.7, -0.4) the distilled policy comes to plan as the search does."""
     best = th.tensor([0.7, -0.4])

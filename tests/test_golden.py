@@ -16,6 +16,7 @@ import pytest
 import torch as th
 from safetensors.torch import load_file
 
+from sb3_mbdpo.evaluator import Evaluator
 from sb3_mbdpo.layers import Mish
 from sb3_mbdpo.losses import (
     LatentBatch,
@@ -28,7 +29,7 @@ from sb3_mbdpo.losses import (
 from sb3_mbdpo.presets import discount_for
 from sb3_mbdpo.released_checkpoints import load_released_checkpoint
 from sb3_mbdpo.schedule import NoiseSchedule
-from sb3_mbdpo.search import Evaluator, SearchConfig, SearchNoise, score_plan, search
+from sb3_mbdpo.search import SearchConfig, SearchNoise, score_plan, search
 from sb3_mbdpo.world_model import WorldModel
 
 GOLDEN_DIR = pathlib.Path(os.environ.get("GOLDEN_DIR", pathlib.Path(__file__).parent / "data" / "golden"))

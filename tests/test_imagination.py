@@ -48,7 +48,9 @@ def test_imagination_is_the_models_own_rollout(name: str, length: int) -> None:
             joined = model.join(z, action)
             np.testing.assert_allclose(found.rewards[:, t], model.predict_reward(z, action)[:, 0], atol=1e-4)
             np.testing.assert_allclose(found.values[:, t], model.value(z, action).mean(0)[:, 0], atol=1e-4)
-            np.testing.assert_allclose(found.energies[:, t], model.scaled_energy(joined)[:, 0], atol=1e-4)
+            np.testing.assert_allclose(
+                found.energies[:, t], model.scale_energy(model.require_energy()(joined))[:, 0], atol=1e-4
+            )
             z = model.next(z, action)
             assert model.termination is not None
             np.testing.assert_allclose(found.terminations[:, t], model.termination(z).sigmoid()[:, 0], atol=1e-5)

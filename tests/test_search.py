@@ -5,7 +5,6 @@ import torch as th
 
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.search import (
-    Evaluator,
     SearchConfig,
     SearchNoise,
     SearchResult,
@@ -18,7 +17,7 @@ from sb3_mbdpo.search import (
     with_samples,
 )
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
-from tests.fakes import Apply, hand_set, make_config, make_model
+from tests.fakes import hand_set, make_config, make_model
 
 CPU = th.device("cpu")
 PAIR = th.tensor([0, 1])
@@ -47,72 +46,6 @@ def run(
     previous = th.zeros(len(z), config.horizon, model.action_dim) if previous is None else previous
     restart = th.zeros(len(z), dtype=th.bool) if restart is None else restart
     return search(model, config, z, previous, restart, noise, **kwargs)
-
-
-# --- values ---------------------------------------------------------------------------------------------------------
-
-
-@th.no_grad()
-def test_returns_are_discounted_sums() -> None:
-    model, config = hand_set(lambda action: 1 + action[..., :1], value=10.0), make_config(energy_coef=0.0, discount=0.5)
-    actions = th.rand(2, 7, 3, 2, generator=generator()) * 2 - 1
-    found = Evaluator(model, config, latents(model, 2), PAIR)(actions)
-    rewards = 1 + actions[..., 0]
-    expected = rewards[:, :, 0] + rewards[:, :, 1] / 2 + rewards[:, :, 2] / 4 + 10 / 8
-    th.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    # A discount of each row's own
-    found = Evaluator(model, config, latents(model, 2), PAIR, discount=th.tensor([[0.5], [0.0]]))(actions)
-    th.testing.assert_close(found[0], expected[0], rtol=1e-3, atol=1e-3)
-    th.testing.assert_close(found[1], rewards[1, :, 0], rtol=1e-3, atol=1e-3)
-
-
-@th.no_grad()
-def test_termination_cuts_what_comes_after() -> None:
-    """The reward of the step that ends the episode still counts; later ones and the value beyond do not."""
-    model = hand_set(lambda action: 0 * action[..., :1] + 1, value=10.0)
-    # The first latent unit counts the steps: a step adds the action's first number
-    model.dynamics = Apply(lambda joined: th.cat([joined[..., :1] + joined[..., 16:17], joined[..., 1:16]], -1))
-    model.termination = Apply(lambda z: z[..., :1] - 0.5)
-    config = make_config(energy_coef=0.0, discount=1.0)
-    steps = th.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, -1.0, 0.0]])
-    actions = th.stack([steps, th.zeros_like(steps)], dim=-1)[None]
-    z = th.zeros(1, 16)
-    found = Evaluator(model, config, z, PAIR, episodic=True)(actions)
-    th.testing.assert_close(found, th.tensor([[13.0, 3.0, 2.0, 1.0, 1.0]]), rtol=1e-3, atol=1e-3)
-    found = Evaluator(model, config, z, PAIR, episodic=False)(actions)
-    th.testing.assert_close(found, th.full((1, 5), 13.0), rtol=1e-3, atol=1e-3)
-
-
-@th.no_grad()
-def test_energy_is_scaled_clipped_and_weighted() -> None:
-    model = hand_set()
-    model.energy = Apply(lambda joined: 3 + 100 * joined[..., 16:17])
-    model.energy_mean.fill_(3.0)
-    model.energy_std.fill_(10.0)
-    config = make_config(horizon=1, energy_coef=0.5)
-    actions = th.tensor([-1.0, -0.2, 0.0, 0.3, 1.0])[None, :, None, None].expand(-1, -1, 1, 2)
-    found = Evaluator(model, config, th.zeros(1, 16), PAIR)(actions)
-    th.testing.assert_close(found, 0.5 * th.tensor([[-5.0, -2.0, 0.0, 3.0, 5.0]]))
-    found = Evaluator(model, dataclasses.replace(config, energy_coef=0.0), th.zeros(1, 16), PAIR)(actions)
-    assert found.abs().max() < 1e-5
-
-
-@th.no_grad()
-def test_only_the_two_critics_of_the_draw_count() -> None:
-    model, config = make_model(), make_config()
-    z, actions = latents(model, 2), th.zeros(2, 4, 3, 2)
-    before = Evaluator(model, config, z, th.tensor([2, 0]))(actions)
-    model.critics.biases[-1][1] += th.randn(21, generator=generator())
-    assert th.equal(before, Evaluator(model, config, z, th.tensor([2, 0]))(actions))
-    assert not th.equal(before, Evaluator(model, config, z, th.tensor([2, 1]))(actions))
-
-
-@th.no_grad()
-def test_nan_counts_as_zero() -> None:
-    model = hand_set(lambda action: th.where(action[..., :1] > 0.5, th.nan, 1 + 0 * action[..., :1]))
-    actions = th.tensor([0.0, 0.9])[None, :, None, None].expand(1, 2, 3, 2)
-    found = Evaluator(model, make_config(energy_coef=0.0, discount=1.0), th.zeros(1, 16), PAIR)(actions)
-    th.testing.assert_close(found, th.tensor([[3.0, 0.0]]), rtol=1e-3, atol=1e-3)
 
 
 # --- elites ---------------------------------------------------------------------------------------------------------
@@ -165,6 +98,7 @@ def test_equal_values_weigh_alike() -> None:
 
 
 @pytest.mark.parametrize("n_prior", [0, 4])
+@pytest.mark.usefixtures("plain")
 def test_search_finds_the_best_action(n_prior: int) -> None:
     """One best action at (0.6, -0.3), whatever the latent: plans move there, and closer with every step."""
     best = th.tensor([0.6, -0.3])
@@ -177,6 +111,7 @@ def test_search_finds_the_best_action(n_prior: int) -> None:
     assert errors[-1] < 0.1 and errors[-1] < errors[0]
 
 
+@pytest.mark.usefixtures("plain")
 def test_warm_start_and_restart() -> None:
     """A warm start is shifted by one step; rows that restart ignore theirs altogether."""
     model = hand_set()  # nothing to gain: the search stays around its start
@@ -250,6 +185,7 @@ def test_other_actions_of_a_task_stay_zero() -> None:
     )[task == 0, :, 1].any()
 
 
+@pytest.mark.usefixtures("plain")
 def test_without_prior_rollouts_the_prior_proposes_nothing() -> None:
     model, config = hand_set(), make_config(n_prior_trajectories=0, energy_coef=0.0)
     noise = draw_noise(config, model, generator(), None, CPU)
@@ -260,6 +196,7 @@ def test_without_prior_rollouts_the_prior_proposes_nothing() -> None:
     assert th.equal(before, run(model, config, latents(model, 2), noise).plan)
 
 
+@pytest.mark.usefixtures("plain")
 def test_prior_rollouts_take_part() -> None:
     """Candidates that noise cannot reach, but the prior proposes, win."""
     model = hand_set(lambda action: action.sum(-1, keepdim=True))

@@ -139,15 +139,15 @@ def test_value_uses_the_chosen_ensemble() -> None:
 
 
 @th.no_grad()
-def test_scaled_energy() -> None:
+def test_energy_is_scaled_by_its_statistics() -> None:
     model, joined = make_model(), normal(50, 18)
     model.energy_mean.fill_(0.2)
     model.energy_std.fill_(0.05)
     expected = ((model.energy(joined) - 0.2) / 0.05).clamp(-5, 5)
-    th.testing.assert_close(model.scaled_energy(joined), expected)
+    th.testing.assert_close(model.scale_energy(model.require_energy()(joined)), expected)
     assert expected.abs().max() == 5
     with pytest.raises(ValueError, match="energy_coef=0"):
-        make_model(with_energy=False).scaled_energy(joined)
+        make_model(with_energy=False).require_energy()
 
 
 def test_targets_start_as_a_copy_without_gradient() -> None:

@@ -1,0 +1,259 @@
+"""Return of candidate plans in the world model, the inner loop of the search (arXiv 2605.26282; TD-MPC2's estimate).
+
+Verified against the released planner (tests/test_golden.py). The arithmetic is arranged, not changed: heads that read
+the same latent are stacked, so that each layer of all of them is one batched product; a first layer comes apart by what
+it reads, so that what all candidates of a row share (the first latent, the task) is multiplied once; values are asked
+of the two critics in use.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_mbdpo.layers import EnsembleMLP, NormedLinear
+from sb3_mbdpo.world_model import WorldModel
+
+if TYPE_CHECKING:
+    from sb3_mbdpo.search import SearchConfig
+
+# Weight [in, out] and bias [1, out]; a hidden layer also has gain and shift of its norm [1, out]
+Layer = tuple[th.Tensor, ...]
+# Candidates times width up to which a CPU too is faster with stacked heads: below it, calls cost more than numbers
+STACKED_ON_CPU = 8192
+
+
+def head_layers(head: nn.Sequential) -> list[Layer]:
+    """
+    :param head: Hidden layers and an output layer, from :func:`~sb3_mbdpo.layers.mlp`
+    :return: Its layers, as views; what follows the output layer's product is left to the caller
+    """
+    layers: list[Layer] = []
+    for module in head:
+        if isinstance(module, NormedLinear):
+            linear, norm = module.linear, module.norm
+            layers.append((linear.weight.t(), linear.bias[None], norm.weight[None], norm.bias[None]))
+        else:
+            layers.append((module.weight.t(), module.bias[None]))  # type: ignore[operator, union-attr, index]
+    return layers
+
+
+def member_layers(ensemble: EnsembleMLP, members: th.Tensor) -> list[list[Layer]]:
+    """
+    :param ensemble: Ensemble of heads
+    :param members: Indices of the members wanted [K]; they are not read on the host
+    :return: Layers of each
+    """
+    layers = ensemble.layers(members)
+    return [[tuple(tensor[k] for tensor in layer) for layer in layers] for k in range(len(members))]
+
+
+class HeadStack:
+    """
+    Heads of one input and the same hidden widths, evaluated together: each layer of all is one batched product.
+
+    Tensors of a single head have no leading dimension G, and its weights are not copied.
+
+    :param heads: Layers of each of the G heads
+    :param latent_dim: Latent width L
+    :param task_dim: Width E of the task embedding, 0 without tasks
+    :param activation: Activation of the hidden layers
+    :param dtype: Type of the matrix products; norms and activations stay in float32
+    """
+
+    def __init__(
+        self, heads: Sequence[list[Layer]], latent_dim: int, task_dim: int, activation: nn.Module, dtype: th.dtype
+    ):
+        self.activation, self.dtype = activation, dtype
+        hidden = [_stack(layers) for layers in zip(*[head[:-1] for head in heads], strict=True)]
+        first, self.bias = hidden[0][0].to(dtype), hidden[0][1].to(dtype)
+        state_dim = latent_dim + task_dim
+        self.latent, self.task = first[..., :latent_dim, :], first[..., latent_dim:state_dim, :]
+        self.action = first[..., state_dim:, :]
+        # What candidates differ in, once they have left their first latent
+        self.moving = first if task_dim == 0 else th.cat([self.latent, self.action], -2)
+        self.norms = [layer[2:] for layer in hidden]
+        self.products = [(weight.to(dtype), bias.to(dtype)) for weight, bias, _, _ in hidden[1:]]
+        self.outputs = [(head[-1][0].to(dtype), head[-1][1].to(dtype)) for head in heads]
+
+    def shared(self, task: th.Tensor | None, z: th.Tensor | None = None) -> th.Tensor:
+        """
+        The part of the first layer's products that the candidates of a row share.
+
+        :param task: Task embeddings [B, E], None without tasks
+        :param z: Latents [B, L] where they share these too
+        :return: [(G,) B, M], or [(G,) 1, M] where there is only the bias to share
+        """
+        x = self.bias
+        if task is not None:
+            x = _product(x, task.to(self.dtype), self.task)
+        return x if z is None else _product(x, z.to(self.dtype), self.latent)
+
+    def __call__(self, shared: th.Tensor, x: th.Tensor, weight: th.Tensor) -> list[th.Tensor]:
+        """
+        :param shared: What :meth:`shared` gave, a row for each of R or for all
+        :param x: The other part of the input [R, in]
+        :param weight: Its part of the first layer: ``moving``, ``action`` or ``latent``
+        :return: Outputs of each head [R, out], float32
+        """
+        h = self._activate(_product(shared, x.to(self.dtype), weight), 0)
+        for i, (product, bias) in enumerate(self.products):
+            h = self._activate(_product(bias, h, product), i + 1)
+        each = [h] if h.dim() == 2 else h.unbind()
+        return [_product(bias, h, weight).float() for h, (weight, bias) in zip(each, self.outputs, strict=True)]
+
+    def _activate(self, x: th.Tensor, layer: int) -> th.Tensor:
+        gain, shift = self.norms[layer]
+        x = x.float()
+        if x.dim() == 2:
+            x = F.layer_norm(x, x.shape[-1:], gain[0], shift[0])
+        else:
+            x = th.addcmul(shift, F.layer_norm(x, x.shape[-1:]), gain)
+        activated: th.Tensor = self.activation(x)
+        return activated.to(self.dtype)
+
+
+def _stack(layers: Sequence[Layer]) -> Layer:
+    return layers[0] if len(layers) == 1 else tuple(th.stack(tensors) for tensors in zip(*layers, strict=True))
+
+
+def _product(bias: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
+    """Bias plus [(G,) R, in] times [(G,) in, out]; all heads of a stack read an input that has no G."""
+    if weight.dim() == 2:
+        return th.addmm(bias, x, weight)
+    return th.baddbmm(bias, x.expand(len(weight), -1, -1), weight)
+
+
+class Evaluator:
+    """
+    Return of candidate plans in the world model (TD-MPC2's value estimate plus energy).
+
+    :param model: World model
+    :param config: Search configuration
+    :param z: Latents to start from [B, L]
+    :param critics: Indices [2] of the critics averaged beyond the horizon
+    :param task: Task indices [B]
+    :param discount: Discount of each row [B, 1]; by default ``config.discount`` for all
+    :param episodic: Use the termination head
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        config: "SearchConfig",
+        z: th.Tensor,
+        critics: th.Tensor,
+        task: th.Tensor | None = None,
+        discount: th.Tensor | None = None,
+        episodic: bool = False,
+    ):
+        self.model, self.config, self.episodic = model, config, episodic
+        self.discount: float | th.Tensor = config.discount if discount is None else discount
+        self.task, self.embedding = task, model.embed(task)
+        self._arrange(z, critics)
+
+    def _arrange(self, z: th.Tensor, critics: th.Tensor) -> None:
+        """Lay out the heads for a search, and multiply what all its candidates share."""
+        model, config = self.model, self.config
+        heads = [head_layers(model.dynamics), head_layers(model.reward)]
+        if config.energy_coef != 0:
+            heads.append(head_layers(model.require_energy()))
+        stacked = config.stacked
+        if stacked is None:
+            width = heads[0][0][0].shape[-1]
+            # Few large products keep an accelerator busy; a CPU's caches hold one wide head at a time
+            stacked = z.device.type != "cpu" or config.n_samples * width <= STACKED_ON_CPU
+        self.steps = self._stacks(heads, stacked)
+        self.prior = self._stacks([head_layers(model.prior)], stacked)[0]
+        self.critics = self._stacks(member_layers(model.critics, critics), stacked)
+        self.start = [stack.shared(self.embedding, z) for stack in self.steps]
+
+    def _stacks(self, heads: list[list[Layer]], stacked: bool) -> list[HeadStack]:
+        task_dim = 0 if self.embedding is None else self.embedding.shape[-1]
+        groups = [heads] if stacked else [[head] for head in heads]
+        shared = self.model.latent_dim, task_dim, self.model.critics.activation, self.config.dtype
+        return [HeadStack(group, *shared) for group in groups]
+
+    def __call__(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: Candidate plans [B, N, H, A]
+        :return: Returns [B, N]; NaN counts as 0
+        """
+        batch, count, horizon, _ = actions.shape
+        z, rewards = self.roll_out(actions)
+        terminal = self.terminal_value(z[-1], count).view(batch, count)
+        alive = self._alive(z, count)
+        total = th.zeros_like(terminal)
+        discount: float | th.Tensor = 1.0
+        for t in range(horizon):
+            reward = rewards[t].view(batch, count)
+            total = total + discount * (reward if alive is None or t == 0 else alive[t - 1] * reward)
+            discount = discount * self.discount
+        total = total + discount * (terminal if alive is None else alive[-1] * terminal)
+        return total.nan_to_num(0.0)
+
+    def roll_out(self, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Unroll the dynamics along plans.
+
+        :param actions: [B, N, H, A]
+        :return: latents at t = 1 .. H [H, B N, L], and rewards plus weighted energies at t = 0 .. H - 1 [H, B N]
+        """
+        count = actions.shape[1]
+        moves = actions.permute(2, 0, 1, 3).flatten(1, 2)
+        latents: list[th.Tensor] = []
+        outputs: list[list[th.Tensor]] = []
+        for move in moves:
+            if latents:
+                outputs.append(self._moving(self.steps, latents[-1], move, count))
+            else:
+                # All candidates of a row start from one latent
+                pairs = zip(self.steps, self.start, strict=True)
+                outputs.append([y for stack, x in pairs for y in stack(self._rows(x, count), move, stack.action)])
+            latents.append(self._next_latent(outputs[-1][0]))
+        _, logits, *energies = (th.stack(values) for values in zip(*outputs, strict=True))
+        rewards = self.model.two_hot.decode(logits)
+        if energies:
+            rewards = rewards + self.config.energy_coef * self.model.scale_energy(energies[0])
+        return th.stack(latents), rewards.squeeze(-1)
+
+    def terminal_value(self, z: th.Tensor, count: int) -> th.Tensor:
+        """
+        Value beyond the horizon: mean of the two critics at the mode of the prior.
+
+        :param z: Last latents [B N, L]
+        :param count: Candidates N of a row
+        :return: [B N]
+        """
+        (params,) = self.prior(self._rows(self.prior.shared(self.embedding), count), z, self.prior.latent)
+        action, mask = params[:, : self.model.action_dim].tanh(), self.model.mask(self.task)
+        action = action if mask is None else action * mask.repeat_interleave(count, 0)
+        logits = self._moving(self.critics, z, action, count)
+        return self.model.two_hot.decode(th.stack(logits)).mean(0).squeeze(-1)
+
+    def _moving(self, stacks: list[HeadStack], z: th.Tensor, action: th.Tensor, count: int) -> list[th.Tensor]:
+        """Outputs of all heads where each candidate has a latent of its own."""
+        x = th.cat([z, action], dim=-1)
+        return [y for stack in stacks for y in stack(self._rows(stack.shared(self.embedding), count), x, stack.moving)]
+
+    @staticmethod
+    def _rows(shared: th.Tensor, count: int) -> th.Tensor:
+        """A row for each of N candidates, where there is more than one to share: [(G,) B N, M]."""
+        return shared if shared.shape[-2] == 1 else shared.repeat_interleave(count, -2)
+
+    def _next_latent(self, x: th.Tensor) -> th.Tensor:
+        last = self.model.dynamics[-1]
+        assert isinstance(last, NormedLinear)
+        norm = last.norm
+        z: th.Tensor = last.activation(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
+        return z
+
+    def _alive(self, z: th.Tensor, count: int) -> th.Tensor | None:
+        """1 while no latent up to and including t + 1 looks terminal [H, B, N]; None for tasks that never end."""
+        if not self.episodic or self.model.termination is None:
+            return None
+        task = None if self.task is None else self.task.repeat_interleave(count, 0)
+        ended = self.model.termination(self.model.join(z, None, task)).squeeze(-1) > 0
+        return (~ended).to(z.dtype).cumprod(dim=0).unflatten(1, (-1, count))
