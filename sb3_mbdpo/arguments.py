@@ -32,6 +32,7 @@ COUNTS = (
     ("score_batch_size", 1),
     ("score_samples", 2),
     ("score_interval", 1),
+    ("policy_delay", 1),
 )
 RANGES = (
     ("gamma", 0, 1),

@@ -13,7 +13,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_mbdpo.layers import EnsembleMLP, NormedLinear
+from sb3_mbdpo.layers import MIN_ROWS, EnsembleMLP, NormedLinear
 from sb3_mbdpo.world_model import WorldModel
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def head_layers(head: nn.Sequential) -> list[Layer]:
             linear, norm = module.linear, module.norm
             layers.append((linear.weight.t(), linear.bias[None], norm.weight[None], norm.bias[None]))
         else:
-            layers.append((module.weight.t(), module.bias[None]))  # type: ignore[operator, union-attr, index]
+            layers.append((module.weight.t(), module.bias[None]))  # type: ignore[operator, index]
     return layers
 
 
@@ -86,10 +86,14 @@ class HeadStack:
         :param z: Latents [B, L] where they share these too
         :return: [(G,) B, M], or [(G,) 1, M] where there is only the bias to share
         """
-        x = self.bias
-        if task is not None:
-            x = _product(x, task.to(self.dtype), self.task)
-        return x if z is None else _product(x, z.to(self.dtype), self.latent)
+        x, count = self.bias, None
+        for part, weight in ((task, self.task), (z, self.latent)):
+            if part is not None:
+                # Few rows are repeated, so that they round as they do among many
+                count = len(part)
+                rows = th.arange(max(count, MIN_ROWS), device=part.device) % count
+                x = _product(x, part[rows].to(self.dtype), weight)
+        return x[..., :count, :]
 
     def __call__(self, shared: th.Tensor, x: th.Tensor, weight: th.Tensor) -> list[th.Tensor]:
         """

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 WEIGHT_STD = 0.02
+# Matrix products of fewer rows than this take another path on CPUs, and round differently
+MIN_ROWS = 8
 
 
 def fast_mish(x: th.Tensor) -> th.Tensor:

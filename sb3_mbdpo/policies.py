@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_mbdpo.encoders import DictEncoder, Encoder, Features, FeaturesEncoder, PixelEncoder, StateEncoder, random_shift
-from sb3_mbdpo.layers import Mish
+from sb3_mbdpo.layers import MIN_ROWS
 from sb3_mbdpo.presets import resolve_model_size
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.search import (
@@ -31,8 +31,6 @@ from sb3_mbdpo.search import (
 from sb3_mbdpo.world_model import WorldModel
 
 ACT_MODES = ("search", "score", "prior")
-# Matrix products of fewer rows than this take another path on CPUs, and round differently
-MIN_ROWS = 8
 
 
 class PlanResult(NamedTuple):
@@ -57,7 +55,7 @@ class MBDPOPolicy(BasePolicy):
     :param action_space: Action space, a finite Box
     :param lr_schedule: Learning rate schedule
     :param net_arch: Hidden widths: a list for every head, or a dict with "encoder" and "heads"; default from the sizes
-    :param activation_fn: Activation of hidden layers
+    :param activation_fn: Activation of hidden layers, without parameters of its own; default from the sizes
     :param model_size: Key of the size table, million parameters; the arguments from ``enc_dim`` on override its entries
     :param enc_dim: Hidden width of the encoder
     :param num_enc_layers: Layers of the encoder
@@ -106,7 +104,7 @@ class MBDPOPolicy(BasePolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         net_arch: list[int] | dict[str, list[int]] | None = None,
-        activation_fn: type[nn.Module] = Mish,
+        activation_fn: type[nn.Module] | None = None,
         model_size: float = 5,
         enc_dim: int | None = None,
         num_enc_layers: int | None = None,
@@ -178,6 +176,7 @@ class MBDPOPolicy(BasePolicy):
             "num_channels": num_channels,
         }
         sizes |= {name: value for name, value in given.items() if value is not None}
+        activation_fn = activation_fn or sizes["activation_fn"]
         arch = net_arch if isinstance(net_arch, dict) else {} if net_arch is None else {"heads": net_arch}
         if arch.keys() - {"encoder", "heads"}:
             raise ValueError(f'net_arch must be a list of widths, or a dict of "encoder" and "heads", got {net_arch}.')

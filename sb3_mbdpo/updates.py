@@ -37,6 +37,7 @@ class Learner:
     :param tau: Polyak step of target critics and value range
     :param bootstrap: Policy that the critics' targets follow, "prior" or "score"
     :param target_horizon: Imagined steps in the critics' targets, see :func:`~sb3_mbdpo.losses.td_target`
+    :param policy_delay: Updates of the world model per update of the prior
     :param score_coef: Weight of the score network's loss
     :param score_batch_size: Latents per update that the score network learns from
     :param score_samples: Candidate plans per latent in the score network's targets
@@ -51,6 +52,7 @@ class Learner:
         tau: float,
         bootstrap: str,
         target_horizon: int,
+        policy_delay: int,
         score_coef: float,
         score_batch_size: int,
         score_samples: int,
@@ -59,7 +61,7 @@ class Learner:
     ):
         self.policy, self.model = policy, policy.world_model
         self.coefficients, self.tau, self.bootstrap = coefficients, tau, bootstrap
-        self.target_horizon = target_horizon
+        self.target_horizon, self.policy_delay = target_horizon, policy_delay
         self.score_coef, self.score_batch_size = score_coef, score_batch_size
         self.score_config = with_samples(policy.search_config, score_samples)
         self.score_interval, self.max_grad_norm = score_interval, max_grad_norm
@@ -75,7 +77,8 @@ class Learner:
         batch = self.encode(samples)
         noise = draw_update_noise(self.model, batch.actions, self.policy.generator, self.target_horizon)
         metrics, z = self.update_world_model(batch, noise, index % CROSS_TD_INTERVAL == 0)
-        metrics |= self.update_prior(z.detach(), batch, noise)
+        if index % self.policy_delay == 0:
+            metrics |= self.update_prior(z.detach(), batch, noise)
         if self.policy.score_optimizer is not None and index % self.score_interval == 0:
             metrics |= self.update_score(z[0].detach(), batch)
         with th.no_grad():

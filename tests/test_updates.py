@@ -21,6 +21,7 @@ def learner_for(policy: MBDPOPolicy, **kwargs: Any) -> Learner:
         "tau": 0.01,
         "bootstrap": "prior",
         "target_horizon": 0,
+        "policy_delay": 1,
         "score_coef": 1.0,
         "score_batch_size": 4,
         "score_samples": 8,
@@ -120,6 +121,19 @@ def test_score_interval() -> None:
     policy = make_policy()
     learner = learner_for(policy, score_interval=3)
     assert ["train/score_loss" in learner.update(samples(), index) for index in range(4)] == [True, False, False, True]
+
+
+def test_policy_delay() -> None:
+    policy = make_policy()
+    learner = learner_for(policy, policy_delay=2)
+    before, moved = flat_parameters(policy.world_model.prior), []
+    for index in range(4):
+        metrics = learner.update(samples(), index)
+        after = flat_parameters(policy.world_model.prior)
+        moved.append(not th.equal(before, after))
+        assert ("train/prior_loss" in metrics) == moved[-1]
+        before = after
+    assert moved == [True, False, True, False]
 
 
 def test_small_batches() -> None:
