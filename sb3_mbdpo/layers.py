@@ -197,8 +197,9 @@ class EnsembleMLP(nn.Module):
     """
     E multi-layer perceptrons of one shape, evaluated together as batched matrix products.
 
-    Dropout acts on the first layer only. It draws from the generator handed to :meth:`forward`, so that training is
-    reproducible without touching the global random state.
+    Dropout acts on the first layer only, on the units that :meth:`draw_dropout` chose: training is reproducible without
+    touching the global random state. At a low rate, drawing the dropped units instead of a number for each is what
+    makes dropout nearly free.
 
     :param n_members: Number of members E
     :param in_dim: Input width
@@ -242,13 +243,26 @@ class EnsembleMLP(nn.Module):
         layers = [tuple(t.detach() if detach else t for t in layer) for layer in self.layers(members)]
         return lambda x: self._apply_members(x, layers, None)
 
-    def forward(self, x: th.Tensor, generator: th.Generator | None = None) -> th.Tensor:
+    def draw_dropout(self, rows: int, generator: th.Generator) -> th.Tensor | None:
+        """
+        Choose the units that a pass in training drops: as many positions as are dropped on average.
+
+        :param rows: Rows of the input
+        :param generator: Source of the draws
+        :return: Positions in the first layer's output, flattened; None where dropout does not act
+        """
+        if not self.training or self.dropout == 0:
+            return None
+        units = self.n_members * rows * self.weights[0].shape[-1]
+        return th.randint(units, (round(self.dropout * units),), generator=generator, device=generator.device)
+
+    def forward(self, x: th.Tensor, dropped: th.Tensor | None = None) -> th.Tensor:
         """
         :param x: [..., in_dim]
-        :param generator: Source of the dropout masks; dropout acts only in training mode and when it is given
+        :param dropped: Units to drop, from :meth:`draw_dropout`
         :return: [E, ..., out_dim]
         """
-        return self._apply_members(x, self.layers(), generator if self.training else None)
+        return self._apply_members(x, self.layers(), dropped)
 
     def layers(self, members: th.Tensor | None = None) -> list[tuple[th.Tensor, ...]]:
         """
@@ -264,33 +278,16 @@ class EnsembleMLP(nn.Module):
             return layers
         return [tuple(t.index_select(0, members) for t in layer) for layer in layers]
 
-    def _apply_members(
-        self, x: th.Tensor, layers: list[tuple[th.Tensor, ...]], generator: th.Generator | None
-    ) -> th.Tensor:
+    def _apply_members(self, x: th.Tensor, layers: list[tuple[th.Tensor, ...]], dropped: th.Tensor | None) -> th.Tensor:
         lead = x.shape[:-1]
         h = x.reshape(1, -1, x.shape[-1]).expand(len(layers[0][0]), -1, -1)
         for i, (weight, bias, gain, shift) in enumerate(layers[:-1]):
             h = th.baddbmm(bias, h, weight)
-            if i == 0 and self.dropout > 0 and generator is not None:
-                h = h * dropout_mask(h, self.dropout, generator)
+            if i == 0 and dropped is not None:
+                kept = th.full_like(h, 1 / (1 - self.dropout))
+                h = h * kept.view(-1).index_fill_(0, dropped, 0.0).view_as(h)
             h = th.addcmul(shift, F.layer_norm(h, h.shape[-1:]), gain)
             h = self.activation(h)
         weight, bias = layers[-1]
         out = th.baddbmm(bias, h, weight)
         return out.view(len(out), *lead, out.shape[-1])
-
-
-def dropout_mask(x: th.Tensor, rate: float, generator: th.Generator) -> th.Tensor:
-    """
-    Mask for inverted dropout at low rates: as many random positions as are dropped on average are set to zero.
-
-    Drawing only the dropped positions instead of one number per unit is what makes dropout of 1% nearly free.
-
-    :param x: Tensor to mask
-    :param rate: Fraction of units dropped
-    :param generator: Source of the positions
-    :return: Zeros and 1 / (1 - rate), of the shape of ``x``
-    """
-    count = round(rate * x.numel())
-    dropped = th.randint(x.numel(), (count,), generator=generator, device=generator.device)
-    return th.full_like(x, 1 / (1 - rate)).view(-1).index_fill_(0, dropped, 0.0).view_as(x)

@@ -66,11 +66,11 @@ class LatentBatch(NamedTuple):
 
 class UpdateNoise(NamedTuple):
     """
-    Every random number of an update but dropout.
+    Every random number of an update of world model and prior.
 
     Standard normals: ``target`` [K + 1, H, B, A] for bootstrap actions, ``energy`` [H, B, A] for the prior's proposals,
     ``jitter`` [H, B, A], ``prior`` [H + 1, B, A]. ``uniform`` [H, B, A] on [-1, 1]. Indices of critics:
-    ``target_critics`` and ``prior_critics`` [2].
+    ``target_critics`` and ``prior_critics`` [2]. ``dropped``: units of the critics' first layer, or None.
     """
 
     target: th.Tensor
@@ -80,6 +80,7 @@ class UpdateNoise(NamedTuple):
     prior: th.Tensor
     target_critics: th.Tensor
     prior_critics: th.Tensor
+    dropped: th.Tensor | None = None
 
 
 def draw_update_noise(
@@ -100,7 +101,8 @@ def draw_update_noise(
     uniform = th.rand(horizon, batch, width, generator=generator, device=generator.device) * 2 - 1
     pairs = (random_pair(model.n_critics, generator), random_pair(model.n_critics, generator))
     target = normal(target_horizon + 1, horizon)
-    return UpdateNoise(target, normal(horizon), normal(horizon), uniform, normal(horizon + 1), *pairs)
+    dropped = model.critics.draw_dropout(horizon * batch, generator)
+    return UpdateNoise(target, normal(horizon), normal(horizon), uniform, normal(horizon + 1), *pairs, dropped)
 
 
 @th.no_grad()
@@ -147,7 +149,6 @@ def world_model_loss(
     target: th.Tensor,
     noise: UpdateNoise,
     coefficients: LossCoefficients,
-    generator: th.Generator | None = None,
     episodic: bool = False,
 ) -> tuple[th.Tensor, th.Tensor, Metrics]:
     """
@@ -158,7 +159,6 @@ def world_model_loss(
     :param target: TD targets [H, B, 1]
     :param noise: Random numbers
     :param coefficients: Weights of the losses
-    :param generator: Source of the critics' dropout
     :param episodic: Train the termination head
     :return: total loss, rolled-out latents [H + 1, B, L] with gradient, each loss by name (detached)
     """
@@ -173,7 +173,7 @@ def world_model_loss(
     joined = model.join(z[:-1], batch.actions, batch.task)
     consistency = ((z[1:] - batch.targets).pow(2).mean(-1, keepdim=True) * weight).mean()
     reward = (model.two_hot.cross_entropy(model.reward(joined), batch.rewards) * weight).mean()
-    logits = model.critics(joined, generator)
+    logits = model.critics(joined, noise.dropped)
     value = (model.two_hot.cross_entropy(logits, target.expand(len(logits), -1, -1, -1)) * weight).mean()
     losses = {"consistency": consistency, "reward": reward, "value": value}
     total = coefficients.consistency * consistency + coefficients.reward * reward + coefficients.value * value

@@ -22,6 +22,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, check_buffer
+from sb3_mbdpo.hardware import resolve_search_dtype
 from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
 from sb3_mbdpo.losses import LossCoefficients
 from sb3_mbdpo.metrics import RunningMeans
@@ -111,6 +112,12 @@ class MBDPO(OffPolicyAlgorithm):
     :param score_batch_size: Latents per update on which the score network is trained. Preset
     :param score_samples: Candidate plans per latent in the score network's targets. Preset
     :param score_interval: Updates of the world model per update of the score network. Preset
+    :param search_dtype: Type of the search's matrix products: "float32", "bfloat16" (half the time or less on hardware
+        that has it; plans then differ by rounding) or "auto": bfloat16 where it is fast. Preset
+    :param compile: Compile search and losses with torch.compile: faster after a first search and a first update that
+        take minutes. On a CPU a C++ compiler is needed
+    :param warm_denoising_steps: Denoising steps of a decision that continues a plan, at most T - 1; fewer are faster
+        and stay closer to the plan. None: as many as at an episode's first step
     :param episodic: Whether episodes can terminate. None: the termination head joins in with the first termination seen
     :param stats_window_size: Episodes averaged in the logs
     :param tensorboard_log: Folder of the tensorboard logs
@@ -179,6 +186,9 @@ class MBDPO(OffPolicyAlgorithm):
         score_batch_size: int | None = None,
         score_samples: int | None = None,
         score_interval: int | None = None,
+        search_dtype: str | None = None,
+        compile: bool = False,
+        warm_denoising_steps: int | None = None,
         episodic: bool | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -228,6 +238,8 @@ class MBDPO(OffPolicyAlgorithm):
         self.encoder_lr_scale, self.max_grad_norm = encoder_lr_scale, max_grad_norm
         self.score_batch_size, self.score_samples = score_batch_size, score_samples
         self.score_interval, self.episodic = score_interval, episodic
+        self.search_dtype, self.compile = search_dtype, compile
+        self.warm_denoising_steps = warm_denoising_steps
         # Running plans while collecting, and the rows whose episode has just ended
         self._plans: np.ndarray | None = None
         self._restarts: np.ndarray | None = None
@@ -297,10 +309,13 @@ class MBDPO(OffPolicyAlgorithm):
             "act_mode",
             "episodic",
             "encoder_lr_scale",
+            "compile",
+            "warm_denoising_steps",
             "seed",
         )
         return {name: getattr(self, name) for name in names} | {
             "discount": self.gamma,
+            "search_dtype": resolve_search_dtype(self.search_dtype, self.device),  # type: ignore[arg-type]
             "with_score": self.score_coef > 0,
         }
 

@@ -14,6 +14,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_mbdpo.encoders import DictEncoder, Encoder, Features, FeaturesEncoder, PixelEncoder, StateEncoder, random_shift
+from sb3_mbdpo.evaluator import Evaluator
+from sb3_mbdpo.hardware import captured, keep_freed_memory, resolve_search_dtype
 from sb3_mbdpo.layers import MIN_ROWS
 from sb3_mbdpo.presets import resolve_model_size
 from sb3_mbdpo.schedule import NoiseSchedule
@@ -92,6 +94,9 @@ class MBDPOPolicy(BasePolicy):
     :param discount: Discount factor gamma of the search
     :param episodic: Whether episodes can terminate; None: from the first termination on
     :param with_score: Whether there is a score network
+    :param search_dtype: Type of the search's matrix products
+    :param warm_denoising_steps: Denoising steps of decisions that continue a plan
+    :param compile: Compile the search
     :param seed: Seed of the policy's own random generator; None draws one from the operating system
     """
 
@@ -141,6 +146,9 @@ class MBDPOPolicy(BasePolicy):
         discount: float = 0.99,
         episodic: bool | None = None,
         with_score: bool = True,
+        search_dtype: str = "float32",
+        warm_denoising_steps: int | None = None,
+        compile: bool = False,
         seed: int | None = None,
     ):
         self._init_arguments = {
@@ -165,7 +173,11 @@ class MBDPOPolicy(BasePolicy):
             temperature,
             energy_coef,
             discount,
+            warm_denoising_steps,
+            getattr(th, resolve_search_dtype(search_dtype, self.device)),
         )
+        self.compiled = compile
+        keep_freed_memory()
         sizes = resolve_model_size(model_size)
         given = {
             "enc_dim": enc_dim,
@@ -380,8 +392,7 @@ class MBDPOPolicy(BasePolicy):
             previous_plan, restart = previous_plan[repeated], restart[repeated]
         result = None
         if self.act_mode == "search":
-            noise = self._noise(len(z), deterministic)
-            result = search(model, config, z, previous_plan, restart, noise, episodic=self.episodic, trace=trace)
+            result = self._search(z, previous_plan, restart, deterministic, trace)
             plan = result.plan
         elif self.act_mode == "score":
             plan = score_plan(model, config.schedule, z, previous_plan, restart)
@@ -395,6 +406,27 @@ class MBDPOPolicy(BasePolicy):
         if not deterministic and self.act_mode != "prior":
             action = (action + self.exploration_noise * self._normal(tuple(action.shape))).clamp(-1, 1)
         return PlanResult(action, plan, z, result)
+
+    def _search(
+        self,
+        z: th.Tensor,
+        previous_plan: th.Tensor,
+        restart: th.Tensor,
+        deterministic: bool,
+        trace: list[SearchStep] | None,
+    ) -> SearchResult:
+        return search(
+            self.world_model,
+            self.search_config,
+            z,
+            previous_plan,
+            restart,
+            self._noise(len(z), deterministic),
+            episodic=self.episodic,
+            trace=trace,
+            all_warm=self.search_config.warm_steps is not None and not bool(restart.any()),
+            evaluate_with=captured(Evaluator.__call__) if self.compiled else Evaluator.__call__,
+        )
 
     def _encode(self, obs: PyTorchObs, batch: int) -> th.Tensor:
         """

@@ -74,6 +74,7 @@ class Preset:
     score_batch_size: int
     score_samples: int
     score_interval: int
+    search_dtype: str
 
 
 # "paper" is the paper's table. "cpu" was found on Pendulum-v1 and dm_control's cartpole-swingup: few wide denoising
@@ -102,6 +103,7 @@ PRESETS: dict[str, Preset] = {
         score_batch_size=32,
         score_samples=128,
         score_interval=1,
+        search_dtype="auto",
     ),
     "cpu": Preset(
         learning_rate=1e-3,
@@ -124,6 +126,7 @@ PRESETS: dict[str, Preset] = {
         score_batch_size=32,
         score_samples=16,
         score_interval=4,
+        search_dtype="float32",
     ),
     "debug": Preset(
         learning_rate=1e-3,
@@ -146,6 +149,7 @@ PRESETS: dict[str, Preset] = {
         score_batch_size=4,
         score_samples=8,
         score_interval=1,
+        search_dtype="float32",
     ),
 }
 

@@ -61,16 +61,17 @@ class NoiseSchedule:
         """Denoising steps in the order taken: T - 1 ... 1."""
         return range(self.denoising_steps - 1, 0, -1)
 
-    def start(self, previous_plan: th.Tensor, restart: th.Tensor) -> th.Tensor:
+    def start(self, previous_plan: th.Tensor, restart: th.Tensor, tau: int = -1) -> th.Tensor:
         """
-        Warm start: the previous plan shifted by one step, scaled to the last noise level; zeros at an episode start.
+        Warm start: the previous plan shifted by one step, scaled to a noise level; zeros at an episode start.
 
         :param previous_plan: [B, H, A]
         :param restart: [B] bool, rows that start cold
-        :return: x at tau = T - 1, [B, H, A]
+        :param tau: Denoising step that comes next, by default the first one, T - 1
+        :return: x at ``tau``, [B, H, A]
         """
         shifted = th.cat([previous_plan[:, 1:], th.zeros_like(previous_plan[:, :1])], dim=1)
-        return math.sqrt(self.alpha_bars[-1]) * shifted.masked_fill(restart[:, None, None], 0.0)
+        return math.sqrt(self.alpha_bars[tau]) * shifted.masked_fill(restart[:, None, None], 0.0)
 
     def denoise(self, x: th.Tensor, clean_plan: th.Tensor, tau: int) -> th.Tensor:
         """

@@ -6,6 +6,7 @@ of once per denoising step (they start from the same latent); only the two criti
 the horizon follow the mode of the prior instead of a sample.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class SearchConfig:
     :param temperature: Temperature lambda of the softmax over normalised returns
     :param energy_coef: Weight eta of the energy in the return
     :param discount: Discount factor gamma
+    :param warm_steps: Denoising steps of rows that continue a plan; None: all T - 1
     :param dtype: Type of the matrix products
     :param stacked: Evaluate heads of one input as one batched product; None: everywhere but on a CPU
     """
@@ -45,6 +47,7 @@ class SearchConfig:
     temperature: float = 0.5
     energy_coef: float = 0.01
     discount: float = 0.99
+    warm_steps: int | None = None
     dtype: th.dtype = th.float32
     stacked: bool | None = None
 
@@ -59,6 +62,11 @@ class SearchConfig:
             raise ValueError(
                 f"n_prior_trajectories must be between 0 and n_samples - 1 ({self.n_samples - 1}), "
                 f"got {self.n_prior_trajectories}."
+            )
+        steps = self.schedule.denoising_steps - 1
+        if self.warm_steps is not None and not 1 <= self.warm_steps <= steps:
+            raise ValueError(
+                f"warm_denoising_steps must be between 1 and denoising_steps - 1 ({steps}), got {self.warm_steps}."
             )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}.")
@@ -195,6 +203,8 @@ def search(
     discount: th.Tensor | None = None,
     episodic: bool = False,
     trace: list[SearchStep] | None = None,
+    all_warm: bool = False,
+    evaluate_with: Callable[[Evaluator, th.Tensor], th.Tensor] = Evaluator.__call__,
 ) -> SearchResult:
     """
     Denoise a plan for each latent. Rows never see each other.
@@ -209,33 +219,38 @@ def search(
     :param discount: Discount of each row [B, 1], by default ``config.discount``
     :param episodic: Use the termination head
     :param trace: When given, each denoising step is appended to it
+    :param all_warm: Whether it is known that no row restarts: with ``warm_steps`` the steps before are then left out,
+        of which nothing would remain
+    :param evaluate_with: How candidates are evaluated, compiled or not
     :return: Plans and statistics
     """
-    evaluate = Evaluator(model, config, z, noise.critics, task, discount, episodic)
+    evaluator = Evaluator(model, config, z, noise.critics, task, discount, episodic)
     mask = model.mask(task)
     mask = None if mask is None else mask[:, None, None]
-    prior_plans = prior_values = None
-    if config.n_prior_trajectories > 0:
-        prior_plans = prior_rollouts(model, z, noise.prior, task)
-        prior_plans = prior_plans if mask is None else prior_plans * mask
-    x = config.schedule.start(previous_plan, restart)
-    for i, tau in enumerate(config.schedule.taus):
-        mean = x / config.schedule.alpha_bars[tau] ** 0.5
-        plans = (mean[:, None] + config.schedule.sigma(tau) * noise.candidates[i]).clamp(-1, 1)
-        plans = plans if mask is None else plans * mask
-        if prior_plans is None:
-            values = evaluate(plans)
-        elif prior_values is None:
-            # The prior's plans stay what they are: their returns are computed once, with the first candidates
-            plans = th.cat([prior_plans, plans], dim=1)
-            values = evaluate(plans)
+    prior_plans = prior_rollouts(model, z, noise.prior, task)
+    prior_plans = prior_plans if mask is None else prior_plans * mask
+    prior_values: th.Tensor | None = None
+    schedule, warm = config.schedule, config.warm_steps or config.schedule.taus[0]
+    x = schedule.start(previous_plan, restart, warm if all_warm else -1)
+    for i, tau in enumerate(schedule.taus):
+        if all_warm and tau > warm:
+            continue
+        if tau == warm < schedule.taus[0] and not all_warm:
+            x = th.where(restart[:, None, None], x, schedule.start(previous_plan, restart, warm))
+        mean = x / schedule.alpha_bars[tau] ** 0.5
+        sampled = (mean[:, None] + schedule.sigma(tau) * noise.candidates[i]).clamp(-1, 1)
+        sampled = sampled if mask is None else sampled * mask
+        plans = th.cat([prior_plans, sampled], dim=1)
+        if prior_values is None:
+            values = evaluate_with(evaluator, plans)
+            # The prior's plans stay what they are, and so do their returns
             prior_values = values[:, : config.n_prior_trajectories]
         else:
-            plans, values = th.cat([prior_plans, plans], dim=1), th.cat([prior_values, evaluate(plans)], dim=1)
+            values = th.cat([prior_values, evaluate_with(evaluator, sampled)], dim=1)
         clean_plan, value, std = combine_elites(plans, values, config.n_elites, config.temperature)
         if trace is not None:
-            trace.append(SearchStep(config.schedule.sigma(tau), mean, plans, values, clean_plan))
-        x = config.schedule.denoise(x, clean_plan, tau)
+            trace.append(SearchStep(schedule.sigma(tau), mean, plans, values, clean_plan))
+        x = schedule.denoise(x, clean_plan, tau)
     return SearchResult(x.clamp(-1, 1), value, std)
 
 

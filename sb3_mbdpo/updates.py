@@ -1,12 +1,14 @@
 """One gradient update: encode a batch of windows, compute each loss, step each optimizer, move the targets."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_mbdpo.buffers import SequenceSamples
 from sb3_mbdpo.distillation import score_loss
+from sb3_mbdpo.hardware import compiled
 from sb3_mbdpo.losses import (
     LatentBatch,
     LossCoefficients,
@@ -65,6 +67,10 @@ class Learner:
         self.score_coef, self.score_batch_size = score_coef, score_batch_size
         self.score_config = with_samples(policy.search_config, score_samples)
         self.score_interval, self.max_grad_norm = score_interval, max_grad_norm
+        losses: tuple[Callable[..., Any], ...] = (td_target, world_model_loss, prior_loss)
+        self._td_target, self._world_model_loss, self._prior_loss = (
+            compiled(loss) if policy.compiled else loss for loss in losses
+        )
 
     def update(self, samples: SequenceSamples, index: int = 0) -> Metrics:
         """
@@ -119,10 +125,8 @@ class Learner:
         :return: metrics, rolled-out latents [H + 1, B, L]
         """
         policy, discount = self.policy, self.policy.search_config.discount
-        target = td_target(self.model, batch, self.bootstrap_plan, noise, discount, policy.episodic)
-        loss, z, losses = world_model_loss(
-            self.model, batch, target, noise, self.coefficients, policy.generator, policy.episodic
-        )
+        target = self._td_target(self.model, batch, self.bootstrap_plan, noise, discount, policy.episodic)
+        loss, z, losses = self._world_model_loss(self.model, batch, target, noise, self.coefficients, policy.episodic)
         metrics = {f"train/{name}_loss": value for name, value in losses.items()}
         if with_cross_td and len(batch.actions) > 1:
             # Before the step, with the critics that the target belongs to
@@ -166,7 +170,7 @@ class Learner:
         :param noise: Random numbers of this update
         :return: metrics
         """
-        loss, values = prior_loss(self.model, z, batch, noise, self.coefficients, self.tau)
+        loss, values = self._prior_loss(self.model, z, batch, noise, self.coefficients, self.tau)
         metrics = {f"train/{name}": value for name, value in values.items()}
         metrics["train/prior_loss"] = metrics.pop("train/prior")
         metrics["train/prior_grad_norm"] = self._step(self.policy.prior_optimizer, loss)

@@ -3,7 +3,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_mbdpo.layers import EnsembleMLP, Mish, NormedLinear, SimNorm, dropout_mask, fast_mish, mlp
+from sb3_mbdpo.layers import EnsembleMLP, Mish, NormedLinear, SimNorm, fast_mish, mlp
 
 
 def generator(seed: int = 0) -> th.Generator:
@@ -143,20 +143,35 @@ def test_members_start_apart_and_their_last_layers_at_zero() -> None:
     assert not th.equal(net.weights[0][0], net.weights[0][1])
 
 
-def test_dropout_acts_in_training_with_a_generator_only() -> None:
+def test_dropout_acts_on_the_units_drawn() -> None:
     net, x = ensemble(dropout=0.5), th.randn(50, 6, generator=generator())
-    plain = net.eval()(x, generator())
+    assert net.eval().draw_dropout(50, generator()) is None
+    assert ensemble(dropout=0.0).train().draw_dropout(50, generator()) is None
+    plain, global_state = net(x), th.get_rng_state()
     assert th.equal(net.train()(x), plain) and th.equal(net.select(th.arange(4))(x), plain)
-    global_state = th.get_rng_state()
-    first, again, other = net(x, generator(1)), net(x, generator(1)), net(x, generator(2))
+    first, again, other = (net(x, net.draw_dropout(50, generator(seed))) for seed in (1, 1, 2))
     assert th.equal(first, again) and not th.equal(first, other) and not th.equal(first, plain)
     assert th.equal(global_state, th.get_rng_state())
 
 
-def test_dropout_mask() -> None:
-    mask = dropout_mask(th.zeros(100, 1000), 0.01, generator())
-    values = mask.unique()
-    th.testing.assert_close(values, th.tensor([0.0, 1 / 0.99]))
-    # Positions are drawn with repetition: a few less than 1% are zero
-    assert 980 < (mask == 0).sum() <= 1000 and mask.mean().item() == pytest.approx(1, abs=1e-3)
-    assert (dropout_mask(th.zeros(3), 0.01, generator()) != 0).all(), "too few units for a drop"
+def test_dropped_units_are_zero_and_the_rest_is_scaled_up() -> None:
+    net, x = ensemble(dropout=0.5, activation_fn=nn.Identity), th.ones(3, 6)
+    # Units of member 1, row 2: all but the first; its norm then sees one number and zeros
+    dropped = th.arange(1, 10) + 10 * (3 * 1 + 2)
+    seen: list[th.Tensor] = []
+    normed = F.layer_norm
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sb3_mbdpo.layers.F.layer_norm", lambda h, *args: seen.append(h) or normed(h, *args))
+        net.train()(x, dropped)
+    first = x @ net.weights[0] + net.biases[0]
+    expected = first / 0.5
+    expected[1, 2, 1:] = 0
+    th.testing.assert_close(seen[0], expected)
+
+
+def test_dropout_draws_its_rate() -> None:
+    net = ensemble(dropout=0.01).train()
+    dropped = net.draw_dropout(1000, generator())
+    assert dropped is not None and len(dropped) == 400 and dropped.min() >= 0 and dropped.max() < 40_000
+    few = net.draw_dropout(1, generator())
+    assert few is not None and len(few) == 0, "too few units for a drop"

@@ -1,0 +1,77 @@
+"""What the machine at hand can do, and how to let it."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch as th
+
+SEARCH_DTYPES = ("auto", "float32", "bfloat16")
+# Just below the largest block from which glibc learns (32 MiB)
+LARGEST_LEARNED_BLOCK = 32_000_000
+
+
+def has_fast_bfloat16(device: th.device) -> bool:
+    """
+    Whether a device multiplies bfloat16 matrices faster than float32 ones.
+
+    :param device: Torch device
+    :return: True for GPUs that know bfloat16 and for CPUs with AVX512-BF16 or AMX; False where it cannot be told
+    """
+    if device.type == "cuda":
+        return th.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not hasattr(th.cpu, "get_capabilities"):
+        return False
+    able = th.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def resolve_search_dtype(name: str, device: th.device) -> str:
+    """
+    :param name: "float32", "bfloat16", or "auto": bfloat16 where it is fast
+    :param device: Where the search runs
+    :return: "float32" or "bfloat16"
+    :raises ValueError: for another name
+    """
+    if name not in SEARCH_DTYPES:
+        raise ValueError(f'search_dtype must be "auto", "float32" or "bfloat16", got {name!r}.')
+    if name == "auto":
+        name = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    return name
+
+
+def keep_freed_memory() -> None:
+    """
+    Have the C library keep freed blocks of up to 32 MB for the next tensor instead of returning them to the system.
+
+    Pages that come back from the system are cleared one by one: on a CPU that costs a wide search more than a quarter
+    of its time. glibc learns the size of blocks worth keeping from the largest that was freed so far; this frees one,
+    whose pages are never touched. Elsewhere nothing happens.
+    """
+    th.empty(LARGEST_LEARNED_BLOCK, dtype=th.uint8)
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    A function compiled with torch.compile, once in a process. Compilation happens at its first call with each shape;
+    further numbers of rows are compiled together, for any number.
+
+    :param function: Function of tensors
+    :return: The compiled function
+    """
+    return th.compile(function)
+
+
+@cache
+def captured(function: Callable[..., th.Tensor]) -> Callable[..., th.Tensor]:
+    """
+    The same for a function without gradient that is called many times in a row: on a GPU its kernels are captured as
+    a CUDA graph and replayed.
+
+    :param function: Function of tensors that returns one tensor
+    :return: The compiled function; its results are the caller's own
+    """
+    replayed = th.compile(function, mode="reduce-overhead")
+    # A replay writes to where the last one wrote
+    return lambda *args: replayed(*args).clone()

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_mbdpo import MBDPO, hardware
+from sb3_mbdpo.hardware import SEARCH_DTYPES, captured, compiled, has_fast_bfloat16, resolve_search_dtype
+from tests.fakes import ACTIONS, VECTOR, ToyEnv, flat_parameters
+
+CPU = th.device("cpu")
+
+
+def make(**kwargs: object) -> MBDPO:
+    env = ToyEnv(VECTOR, ACTIONS, lengths=(6,), terminates=True)
+    return MBDPO("MlpPolicy", env, preset="debug", seed=0, learning_starts=10, device="cpu", **kwargs)
+
+
+def observations(size: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (size, 3)).astype(np.float32)
+
+
+# --- number types ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [
+        ({"avx512_bf16": True}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"avx2": True}, False),
+        ({}, False),
+    ],
+)
+def test_auto_is_bfloat16_where_it_is_fast(
+    monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], expected: bool
+) -> None:
+    monkeypatch.setattr(th.cpu, "get_capabilities", lambda: able, raising=False)
+    assert has_fast_bfloat16(CPU) is expected
+    assert resolve_search_dtype("auto", CPU) == ("bfloat16" if expected else "float32")
+    # An explicit choice wins
+    assert [resolve_search_dtype(name, CPU) for name in SEARCH_DTYPES[1:]] == ["float32", "bfloat16"]
+
+
+def test_without_knowledge_of_the_cpu_auto_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(th.cpu, "get_capabilities", raising=False)
+    assert resolve_search_dtype("auto", CPU) == "float32"
+    assert not has_fast_bfloat16(th.device("mps"))
+
+
+def test_presets_and_arguments_choose_the_type() -> None:
+    assert make().policy.search_config.dtype == th.float32
+    model = make(search_dtype="bfloat16")
+    assert model.policy.search_config.dtype == th.bfloat16
+    assert all(parameter.dtype == th.float32 for parameter in model.policy.parameters())
+    with pytest.raises(ValueError, match='search_dtype must be "auto", "float32" or "bfloat16", got \'float16\''):
+        make(search_dtype="float16")
+
+
+def test_bfloat16_acts_nearly_alike_and_learns() -> None:
+    models = [make(search_dtype=name) for name in ("float32", "bfloat16")]
+    for model in models:
+        model.learn(60)
+    models[1].set_parameters(models[0].get_parameters())
+    exact, rounded = (model.predict(observations(), deterministic=True)[0] for model in models)
+    assert 0 < np.abs(exact - rounded).max() < 0.2
+    assert exact.dtype == rounded.dtype == np.float32
+
+
+def test_type_survives_saving(tmp_path: object) -> None:
+    make(search_dtype="bfloat16").save(f"{tmp_path}/model")
+    loaded = MBDPO.load(f"{tmp_path}/model", device="cpu")
+    assert loaded.search_dtype == "bfloat16" and loaded.policy.search_config.dtype == th.bfloat16
+
+
+# --- compiling ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[th.fx.GraphModule]:
+    """Graphs as they are captured; they run as they are, without a C++ compiler and its minutes."""
+    found: list[th.fx.GraphModule] = []
+
+    def backend(graph: th.fx.GraphModule, inputs: list[th.Tensor]) -> object:
+        found.append(graph)
+        return graph.forward
+
+    compile = th.compile
+    monkeypatch.setattr(th, "compile", lambda function, **kwargs: compile(function, backend=backend, fullgraph=True))
+    th.compiler.reset()
+    for cached in (compiled, captured):
+        cached.cache_clear()
+    yield found
+    th.compiler.reset()
+    for cached in (compiled, captured):
+        cached.cache_clear()
+
+
+def test_compiled_model_computes_the_same(graphs: list[th.fx.GraphModule]) -> None:
+    plain, fast = make(), make(compile=True)
+    assert not graphs
+    for model in (plain, fast):
+        model.learn(30)
+    th.testing.assert_close(flat_parameters(plain.policy), flat_parameters(fast.policy), rtol=1e-4, atol=1e-5)
+    expected, found = (model.predict(observations(), deterministic=True)[0] for model in (plain, fast))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert graphs
+
+
+def test_nothing_is_compiled_anew_while_learning(graphs: list[th.fx.GraphModule]) -> None:
+    model = make(compile=True)
+    model.learn(40)
+    before = len(graphs)
+    model.learn(40, reset_num_timesteps=False)
+    for _ in range(3):
+        model.predict(observations(1))
+    assert len(graphs) == before
+
+
+def test_results_of_a_captured_function_are_the_callers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CUDA graph does, the stand-in writes every result to the same place."""
+    place = th.zeros(2)
+    monkeypatch.setattr(hardware.th, "compile", lambda function, mode: lambda x: place.copy_(function(x)))
+    captured.cache_clear()
+    function = captured(th.neg)
+    first, second = function(th.ones(2)), function(2 * th.ones(2))
+    captured.cache_clear()
+    assert first.tolist() == [-1, -1] and second.tolist() == [-2, -2]
