@@ -4,7 +4,7 @@ import torch as th
 
 from sb3_mbdpo import MBDPO, hardware
 from sb3_mbdpo.hardware import SEARCH_DTYPES, captured, compiled, has_fast_bfloat16, resolve_search_dtype
-from tests.fakes import ACTIONS, VECTOR, ToyEnv, flat_parameters
+from tests.fakes import ACTIONS, VECTOR, ToyEnv
 
 CPU = th.device("cpu")
 
@@ -95,14 +95,19 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[th.fx.GraphModule]:
 
 
 def test_compiled_model_computes_the_same(graphs: list[th.fx.GraphModule]) -> None:
-    plain, fast = make(), make(compile=True)
-    assert not graphs
-    for model in (plain, fast):
-        model.learn(30)
-    th.testing.assert_close(flat_parameters(plain.policy), flat_parameters(fast.policy), rtol=1e-4, atol=1e-5)
-    expected, found = (model.predict(observations(), deterministic=True)[0] for model in (plain, fast))
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert graphs
+    reports, actions = [], []
+    for compile in (False, True):
+        model = make(compile=compile).learn(10)
+        assert not graphs
+        actions.append(model.predict(observations(), deterministic=True)[0])
+        model.policy.set_training_mode(True)
+        reports.append(model.learner.update(model.replay_buffer.sample(8)))
+    np.testing.assert_allclose(*actions, atol=1e-4)
+    assert reports[0].keys() == reports[1].keys() and "train/prior_loss" in reports[0]
+    for name, value in reports[0].items():
+        th.testing.assert_close(value, reports[1][name], rtol=1e-4, atol=1e-6, msg=name)
+    # Search, targets, world model, prior
+    assert len(graphs) >= 4
 
 
 def test_nothing_is_compiled_anew_while_learning(graphs: list[th.fx.GraphModule]) -> None:

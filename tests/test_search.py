@@ -8,6 +8,7 @@ from sb3_mbdpo.search import (
     SearchConfig,
     SearchNoise,
     SearchResult,
+    SearchStep,
     combine_elites,
     draw_noise,
     prior_rollouts,
@@ -194,6 +195,35 @@ def test_without_prior_rollouts_the_prior_proposes_nothing() -> None:
     with th.no_grad():
         model.prior[-1].bias.fill_(7.0)
     assert th.equal(before, run(model, config, latents(model, 2), noise).plan)
+
+
+def test_warm_rows_take_the_last_steps_only() -> None:
+    """A row that continues a plan is searched as by a shorter schedule, whatever the other rows do."""
+    model, config = make_model(), make_config(warm_steps=2)
+    z, previous = latents(model, 3), th.rand(3, 3, 2, generator=generator(1)) * 2 - 1
+    noise = draw_noise(config, model, generator(), None, CPU)
+    restart = th.tensor([False, True, False])
+    trace: list[SearchStep] = []
+    mixed = run(model, config, z, noise, previous, restart)
+    warm = run(model, config, z, noise, previous, trace=trace, all_warm=True)
+    full = run(model, dataclasses.replace(config, warm_steps=None), z, noise, previous, restart)
+    assert len(trace) == 2 and config.schedule.denoising_steps - 1 > 2
+    th.testing.assert_close(mixed.plan[[0, 2]], warm.plan[[0, 2]])
+    th.testing.assert_close(mixed.plan[1], full.plan[1])
+    assert not th.allclose(mixed.plan[0], full.plan[0])
+
+
+@pytest.mark.parametrize("warm_steps", [0, 4])
+def test_warm_steps_must_fit_the_schedule(warm_steps: int) -> None:
+    with pytest.raises(ValueError, match="warm_denoising_steps must be between 1 and denoising_steps - 1"):
+        make_config(warm_steps=warm_steps)
+
+
+def test_all_steps_are_the_same_as_no_warm_steps() -> None:
+    model, config = make_model(), make_config()
+    z, previous = latents(model, 3), th.rand(3, 3, 2, generator=generator(1)) * 2 - 1
+    every = run(model, dataclasses.replace(config, warm_steps=3), z, previous=previous)
+    assert th.equal(every.plan, run(model, config, z, previous=previous).plan)
 
 
 @pytest.mark.usefixtures("plain")
