@@ -33,6 +33,7 @@ COUNTS = (
     ("score_samples", 2),
     ("score_interval", 1),
     ("policy_delay", 1),
+    ("energy_interval", 1),
 )
 RANGES = (
     ("gamma", 0, 1),

@@ -78,7 +78,7 @@ def own_path(
     path = []
     for step in schedule.taus:
         path.append(x)
-        plan = model.score.clean_plan(condition, x, th.full((), step, device=device), schedule.alpha_bars[step])
+        plan = model.score.clean_plan(condition, x, step, schedule.alpha_bars[step])
         x = schedule.denoise(x, plan if mask is None else plan * mask[:, None], step)
     index = th.randint(len(path), (batch,), generator=generator, device=device)
     tau = schedule.denoising_steps - 1 - index

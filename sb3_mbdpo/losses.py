@@ -132,13 +132,17 @@ def td_target(
     """
     z, target, weight = batch.targets, batch.rewards, discount * (1 - batch.terminations)
     steps, plan = len(noise.target), list(policy(z, noise.target))
+    inputs, weights = [], []
     for step in range(steps - 1):
-        joined = model.join(z, plan.pop(0), batch.task)
-        target = target + weight * model.two_hot.decode(model.reward(joined))
-        z, weight = model.dynamics(joined), weight * discount
+        inputs.append(model.join(z, plan.pop(0), batch.task))
+        weights.append(weight)
+        z, weight = model.dynamics(inputs[-1]), weight * discount
         if episodic and model.termination is not None:
             weight = weight * (model.termination(model.join(z, None, batch.task)) <= 0)
         plan = plan or list(policy(z, noise.target[step + 1 :]))
+    if inputs:
+        rewards = model.two_hot.decode(model.reward(th.stack(inputs)))
+        target = target + (th.stack(weights) * rewards).sum(0)
     critics = model.target_critics.select(noise.target_critics)
     return target + weight * model.value(z, plan[0], batch.task, critics).amin(0)
 

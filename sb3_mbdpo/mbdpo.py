@@ -109,6 +109,7 @@ class MBDPO(OffPolicyAlgorithm):
     :param encoder_lr_scale: Learning rate of the encoder relative to ``learning_rate`` (0.3)
     :param max_grad_norm: Gradient-norm clip, for world model, prior and score network each (20)
     :param policy_delay: Updates of the world model per update of the prior (1), as in TD3. Preset
+    :param energy_interval: Updates of the rest of the world model per update of the energy (1). Preset
     :param score_batch_size: Latents per update on which the score network is trained. Preset
     :param score_samples: Candidate plans per latent in the score network's targets. Preset
     :param score_interval: Updates of the world model per update of the score network. Preset
@@ -183,6 +184,7 @@ class MBDPO(OffPolicyAlgorithm):
         encoder_lr_scale: float = 0.3,
         max_grad_norm: float = 20.0,
         policy_delay: int | None = None,
+        energy_interval: int | None = None,
         score_batch_size: int | None = None,
         score_samples: int | None = None,
         score_interval: int | None = None,
@@ -235,6 +237,7 @@ class MBDPO(OffPolicyAlgorithm):
         self.termination_coef, self.energy_loss_coef = termination_coef, energy_loss_coef
         self.score_coef, self.entropy_coef, self.rho = score_coef, entropy_coef, rho
         self.saturation_coef, self.policy_delay = saturation_coef, policy_delay
+        self.energy_interval = energy_interval
         self.encoder_lr_scale, self.max_grad_norm = encoder_lr_scale, max_grad_norm
         self.score_batch_size, self.score_samples = score_batch_size, score_samples
         self.score_interval, self.episodic = score_interval, episodic
@@ -285,6 +288,7 @@ class MBDPO(OffPolicyAlgorithm):
             self.bootstrap,  # type: ignore[arg-type]
             self.target_horizon,  # type: ignore[arg-type]
             self.policy_delay,  # type: ignore[arg-type]
+            self.energy_interval,  # type: ignore[arg-type]
             self.score_coef,
             self.score_batch_size,  # type: ignore[arg-type]
             self.score_samples,  # type: ignore[arg-type]

@@ -71,6 +71,7 @@ class Preset:
     target_horizon: int
     saturation_coef: float
     policy_delay: int
+    energy_interval: int
     score_batch_size: int
     score_samples: int
     score_interval: int
@@ -100,6 +101,7 @@ PRESETS: dict[str, Preset] = {
         target_horizon=0,
         saturation_coef=0.0,
         policy_delay=1,
+        energy_interval=1,
         score_batch_size=32,
         score_samples=128,
         score_interval=1,
@@ -109,7 +111,7 @@ PRESETS: dict[str, Preset] = {
         learning_rate=1e-3,
         tau=0.05,
         model_size=0.1,
-        batch_size=128,
+        batch_size=96,
         horizon=3,
         denoising_steps=5,
         n_samples=64,
@@ -122,10 +124,11 @@ PRESETS: dict[str, Preset] = {
         bootstrap="score",
         target_horizon=2,
         saturation_coef=0.001,
-        policy_delay=1,
+        policy_delay=2,
+        energy_interval=2,
         score_batch_size=32,
         score_samples=16,
-        score_interval=4,
+        score_interval=8,
         search_dtype="float32",
     ),
     "debug": Preset(
@@ -146,6 +149,7 @@ PRESETS: dict[str, Preset] = {
         target_horizon=1,
         saturation_coef=0.001,
         policy_delay=1,
+        energy_interval=1,
         score_batch_size=4,
         score_samples=8,
         score_interval=1,

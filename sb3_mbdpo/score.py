@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch as th
 from torch import nn
@@ -23,6 +24,19 @@ def timestep_embedding(tau: th.Tensor, dim: int) -> th.Tensor:
     exponents = th.arange(half, device=tau.device, dtype=th.float32) / max(half - 1, 1)
     angles = tau.float().unsqueeze(-1) * th.exp(-math.log(MAX_PERIOD) * exponents)
     return th.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+@cache
+def step_embedding(tau: int, dim: int, device: th.device) -> th.Tensor:
+    """
+    :func:`timestep_embedding` of one step, kept: there are few of them, and they never change.
+
+    :param tau: Step
+    :param dim: Width, even
+    :param device: Where
+    :return: [dim]
+    """
+    return timestep_embedding(th.tensor(tau, device=device), dim)
 
 
 class ScoreNetwork(nn.Module):
@@ -59,20 +73,26 @@ class ScoreNetwork(nn.Module):
             condition_dim + horizon * action_dim + time_embed_dim, hidden, horizon * action_dim, None, activation_fn
         )
 
-    def forward(self, condition: th.Tensor, x: th.Tensor, tau: th.Tensor) -> th.Tensor:
+    def forward(self, condition: th.Tensor, x: th.Tensor, tau: th.Tensor | int) -> th.Tensor:
         """
         The network's raw output.
 
         :param condition: Latent and task embedding [..., C]
         :param x: Noised plans [..., H, A]
-        :param tau: Denoising steps, int64, broadcastable to [...]
+        :param tau: Denoising steps, int64, broadcastable to [...]; a number for one that all share
         :return: [..., H, A]
         """
-        time = timestep_embedding(tau, self.time_embed_dim).expand(*condition.shape[:-1], -1)
+        if isinstance(tau, int):
+            time = step_embedding(tau, self.time_embed_dim, x.device)
+        else:
+            time = timestep_embedding(tau, self.time_embed_dim)
+        time = time.expand(*condition.shape[:-1], -1)
         out = self.net(th.cat([condition, x.flatten(-2), time], dim=-1))
         return out.unflatten(-1, (self.horizon, self.action_dim))
 
-    def clean_plan(self, condition: th.Tensor, x: th.Tensor, tau: th.Tensor, alpha_bar: th.Tensor | float) -> th.Tensor:
+    def clean_plan(
+        self, condition: th.Tensor, x: th.Tensor, tau: th.Tensor | int, alpha_bar: th.Tensor | float
+    ) -> th.Tensor:
         """
         The plan that the score points at: (x + (1 - alpha_bar) s) / sqrt(alpha_bar).
 

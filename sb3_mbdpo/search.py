@@ -305,7 +305,6 @@ def score_plan(
     condition, mask = model.join(z, None, task), model.mask(task)
     x = schedule.start(previous_plan, restart)
     for tau in schedule.taus:
-        step = th.full((), tau, device=z.device)
-        clean_plan = model.score.clean_plan(condition, x, step, schedule.alpha_bars[tau])
+        clean_plan = model.score.clean_plan(condition, x, tau, schedule.alpha_bars[tau])
         x = schedule.denoise(x, clean_plan if mask is None else clean_plan * mask[:, None], tau)
     return x.clamp(-1, 1)

@@ -1,6 +1,7 @@
 """One gradient update: encode a batch of windows, compute each loss, step each optimizer, move the targets."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch as th
@@ -40,6 +41,7 @@ class Learner:
     :param bootstrap: Policy that the critics' targets follow, "prior" or "score"
     :param target_horizon: Imagined steps in the critics' targets, see :func:`~sb3_mbdpo.losses.td_target`
     :param policy_delay: Updates of the world model per update of the prior
+    :param energy_interval: Updates of the rest of the world model per update of the energy
     :param score_coef: Weight of the score network's loss
     :param score_batch_size: Latents per update that the score network learns from
     :param score_samples: Candidate plans per latent in the score network's targets
@@ -55,6 +57,7 @@ class Learner:
         bootstrap: str,
         target_horizon: int,
         policy_delay: int,
+        energy_interval: int,
         score_coef: float,
         score_batch_size: int,
         score_samples: int,
@@ -63,6 +66,8 @@ class Learner:
     ):
         self.policy, self.model = policy, policy.world_model
         self.coefficients, self.tau, self.bootstrap = coefficients, tau, bootstrap
+        self.without_energy = replace(coefficients, energy=0.0)
+        self.energy_interval = energy_interval
         self.target_horizon, self.policy_delay = target_horizon, policy_delay
         self.score_coef, self.score_batch_size = score_coef, score_batch_size
         self.score_config = with_samples(policy.search_config, score_samples)
@@ -82,7 +87,7 @@ class Learner:
         """
         batch = self.encode(samples)
         noise = draw_update_noise(self.model, batch.actions, self.policy.generator, self.target_horizon)
-        metrics, z = self.update_world_model(batch, noise, index % CROSS_TD_INTERVAL == 0)
+        metrics, z = self.update_world_model(batch, noise, index)
         if index % self.policy_delay == 0:
             metrics |= self.update_prior(z.detach(), batch, noise)
         if self.policy.score_optimizer is not None and index % self.score_interval == 0:
@@ -113,22 +118,21 @@ class Learner:
             samples.masks,
         )
 
-    def update_world_model(
-        self, batch: LatentBatch, noise: UpdateNoise, with_cross_td: bool = True
-    ) -> tuple[Metrics, th.Tensor]:
+    def update_world_model(self, batch: LatentBatch, noise: UpdateNoise, index: int = 0) -> tuple[Metrics, th.Tensor]:
         """
         Step encoder, dynamics, reward, termination, critics and energy.
 
         :param batch: Encoded batch
         :param noise: Random numbers of this update
-        :param with_cross_td: Measure the cross-TD error too
+        :param index: Number of updates before this one
         :return: metrics, rolled-out latents [H + 1, B, L]
         """
         policy, discount = self.policy, self.policy.search_config.discount
         target = self._td_target(self.model, batch, self.bootstrap_plan, noise, discount, policy.episodic)
-        loss, z, losses = self._world_model_loss(self.model, batch, target, noise, self.coefficients, policy.episodic)
+        coefficients = self.coefficients if index % self.energy_interval == 0 else self.without_energy
+        loss, z, losses = self._world_model_loss(self.model, batch, target, noise, coefficients, policy.episodic)
         metrics = {f"train/{name}_loss": value for name, value in losses.items()}
-        if with_cross_td and len(batch.actions) > 1:
+        if index % CROSS_TD_INTERVAL == 0 and len(batch.actions) > 1:
             # Before the step, with the critics that the target belongs to
             error = cross_td_error(self.model, z, batch, noise.target_critics, discount)
             metrics["train/cross_td_error"] = error

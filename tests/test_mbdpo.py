@@ -541,9 +541,18 @@ def test_other_action_spaces_are_refused(space: spaces.Space) -> None:
         ({"score_samples": 1}, "^score_samples"),
         ({"score_interval": 0}, "score_interval"),
         ({"policy_delay": 0}, "policy_delay"),
+        ({"energy_interval": 0}, "energy_interval"),
         ({"batch_size": 0}, "batch_size"),
     ],
-    ids=["integer actions", "policy_kwargs", "score_samples", "score_interval", "policy_delay", "batch_size"],
+    ids=[
+        "integer actions",
+        "policy_kwargs",
+        "score_samples",
+        "score_interval",
+        "policy_delay",
+        "energy_interval",
+        "batch_size",
+    ],
 )
 def test_more_that_cannot_work_is_named(kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -22,6 +22,7 @@ def learner_for(policy: MBDPOPolicy, **kwargs: Any) -> Learner:
         "bootstrap": "prior",
         "target_horizon": 0,
         "policy_delay": 1,
+        "energy_interval": 1,
         "score_coef": 1.0,
         "score_batch_size": 4,
         "score_samples": 8,
@@ -134,6 +135,17 @@ def test_policy_delay() -> None:
         assert ("train/prior_loss" in metrics) == moved[-1]
         before = after
     assert moved == [True, False, True, False]
+
+
+def test_energy_interval() -> None:
+    policy = make_policy()
+    learner = learner_for(policy, energy_interval=3)
+    statistics, reported = [], []
+    for index in range(4):
+        reported.append("train/energy_loss" in learner.update(samples(), index))
+        statistics.append(policy.world_model.energy_mean.item())
+    assert reported == [True, False, False, True]
+    assert statistics[0] == statistics[1] == statistics[2] != statistics[3]
 
 
 def test_small_batches() -> None:
