@@ -6,7 +6,7 @@ from typing import Any
 
 import torch as th
 
-SEARCH_DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16")
 # Just below the largest block from which glibc learns (32 MiB)
 LARGEST_LEARNED_BLOCK = 32_000_000
 
@@ -26,15 +26,15 @@ def has_fast_bfloat16(device: th.device) -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
-def resolve_search_dtype(name: str, device: th.device) -> str:
+def resolve_dtype(name: str, device: th.device) -> str:
     """
     :param name: "float32", "bfloat16", or "auto": bfloat16 where it is fast
-    :param device: Where the search runs
+    :param device: Where the products are computed
     :return: "float32" or "bfloat16"
     :raises ValueError: for another name
     """
-    if name not in SEARCH_DTYPES:
-        raise ValueError(f'search_dtype must be "auto", "float32" or "bfloat16", got {name!r}.')
+    if name not in DTYPES:
+        raise ValueError(f'search_dtype and update_dtype must be "auto", "float32" or "bfloat16", got {name!r}.')
     if name == "auto":
         name = "bfloat16" if has_fast_bfloat16(device) else "float32"
     return name

@@ -58,6 +58,8 @@ class Mish(nn.Module):
         """
         if x.device.type != "cpu":
             return F.mish(x)
+        # In mixed precision: what sums and squares a sigmoid needs all of its digits
+        x = x.float() if x.dtype == th.bfloat16 else x
         if not (x.requires_grad and th.is_grad_enabled()):
             return fast_mish(x)
         result: th.Tensor = _FastMish.apply(x)
@@ -109,7 +111,7 @@ class SimNorm(nn.Module):
         :param x: [..., D]
         :return: [..., D], each group of ``group_size`` units sums to one
         """
-        groups = x.unflatten(-1, (-1, self.group_size))
+        groups = (x.float() if x.dtype == th.bfloat16 else x).unflatten(-1, (-1, self.group_size))
         if x.device.type != "cpu":
             return groups.softmax(dim=-1).flatten(-2)
         if not (x.requires_grad and th.is_grad_enabled()):

@@ -22,7 +22,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, check_buffer
-from sb3_mbdpo.hardware import resolve_search_dtype
+from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
 from sb3_mbdpo.losses import LossCoefficients
 from sb3_mbdpo.metrics import RunningMeans
@@ -115,6 +115,8 @@ class MBDPO(OffPolicyAlgorithm):
     :param score_interval: Updates of the world model per update of the score network. Preset
     :param search_dtype: Type of the search's matrix products: "float32", "bfloat16" (half the time or less on hardware
         that has it; plans then differ by rounding) or "auto": bfloat16 where it is fast. Preset
+    :param update_dtype: The same for updates, as mixed precision: weights, norms, losses and optimizers stay in float32
+        ("float32")
     :param compile: Compile search and losses with torch.compile: faster after a first search and a first update that
         take minutes. On a CPU a C++ compiler is needed
     :param warm_denoising_steps: Denoising steps of a decision that continues a plan, at most T - 1; fewer are faster
@@ -189,6 +191,7 @@ class MBDPO(OffPolicyAlgorithm):
         score_samples: int | None = None,
         score_interval: int | None = None,
         search_dtype: str | None = None,
+        update_dtype: str = "float32",
         compile: bool = False,
         warm_denoising_steps: int | None = None,
         episodic: bool | None = None,
@@ -241,7 +244,7 @@ class MBDPO(OffPolicyAlgorithm):
         self.encoder_lr_scale, self.max_grad_norm = encoder_lr_scale, max_grad_norm
         self.score_batch_size, self.score_samples = score_batch_size, score_samples
         self.score_interval, self.episodic = score_interval, episodic
-        self.search_dtype, self.compile = search_dtype, compile
+        self.search_dtype, self.update_dtype, self.compile = search_dtype, update_dtype, compile
         self.warm_denoising_steps = warm_denoising_steps
         # Running plans while collecting, and the rows whose episode has just ended
         self._plans: np.ndarray | None = None
@@ -294,6 +297,7 @@ class MBDPO(OffPolicyAlgorithm):
             self.score_samples,  # type: ignore[arg-type]
             self.score_interval,  # type: ignore[arg-type]
             self.max_grad_norm,
+            mixed_precision=resolve_dtype(self.update_dtype, self.device) == "bfloat16",
         )
 
     def _policy_arguments(self) -> dict[str, Any]:
@@ -319,7 +323,7 @@ class MBDPO(OffPolicyAlgorithm):
         )
         return {name: getattr(self, name) for name in names} | {
             "discount": self.gamma,
-            "search_dtype": resolve_search_dtype(self.search_dtype, self.device),  # type: ignore[arg-type]
+            "search_dtype": resolve_dtype(self.search_dtype, self.device),  # type: ignore[arg-type]
             "with_score": self.score_coef > 0,
         }
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from sb3_mbdpo.encoders import DictEncoder, Encoder, Features, FeaturesEncoder, PixelEncoder, StateEncoder, random_shift
 from sb3_mbdpo.evaluator import Evaluator
-from sb3_mbdpo.hardware import captured, keep_freed_memory, resolve_search_dtype
+from sb3_mbdpo.hardware import captured, keep_freed_memory, resolve_dtype
 from sb3_mbdpo.layers import MIN_ROWS
 from sb3_mbdpo.presets import resolve_model_size
 from sb3_mbdpo.schedule import NoiseSchedule
@@ -174,7 +174,7 @@ class MBDPOPolicy(BasePolicy):
             energy_coef,
             discount,
             warm_denoising_steps,
-            getattr(th, resolve_search_dtype(search_dtype, self.device)),
+            getattr(th, resolve_dtype(search_dtype, self.device)),
         )
         self.compiled = compile
         keep_freed_memory()

@@ -103,8 +103,8 @@ PRESETS: dict[str, Preset] = {
         policy_delay=1,
         energy_interval=1,
         score_batch_size=32,
-        score_samples=128,
-        score_interval=1,
+        score_samples=64,
+        score_interval=8,
         search_dtype="auto",
     ),
     "cpu": Preset(

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import cache
 
 import torch as th
 from torch import nn
@@ -10,6 +9,8 @@ from torch import nn
 from sb3_mbdpo.layers import Mish, mlp
 
 MAX_PERIOD = 10_000.0
+# Denoising steps whose embedding is kept
+TABLED_STEPS = 128
 
 
 def timestep_embedding(tau: th.Tensor, dim: int) -> th.Tensor:
@@ -24,19 +25,6 @@ def timestep_embedding(tau: th.Tensor, dim: int) -> th.Tensor:
     exponents = th.arange(half, device=tau.device, dtype=th.float32) / max(half - 1, 1)
     angles = tau.float().unsqueeze(-1) * th.exp(-math.log(MAX_PERIOD) * exponents)
     return th.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-@cache
-def step_embedding(tau: int, dim: int, device: th.device) -> th.Tensor:
-    """
-    :func:`timestep_embedding` of one step, kept: there are few of them, and they never change.
-
-    :param tau: Step
-    :param dim: Width, even
-    :param device: Where
-    :return: [dim]
-    """
-    return timestep_embedding(th.tensor(tau, device=device), dim)
 
 
 class ScoreNetwork(nn.Module):
@@ -54,6 +42,8 @@ class ScoreNetwork(nn.Module):
         steps, while the plan stays in [-1, 1] at every step: only the second can be learned well.
     """
 
+    step_embeddings: th.Tensor
+
     def __init__(
         self,
         condition_dim: int,
@@ -69,6 +59,9 @@ class ScoreNetwork(nn.Module):
             raise ValueError(f'score_prediction must be "sample" or "score", got {prediction_type!r}.')
         self.horizon, self.action_dim = horizon, action_dim
         self.time_embed_dim, self.prediction_type = time_embed_dim, prediction_type
+        table = timestep_embedding(th.arange(TABLED_STEPS), time_embed_dim)
+        # Not in the state_dict: it is the same for all models
+        self.register_buffer("step_embeddings", table, persistent=False)
         self.net = mlp(
             condition_dim + horizon * action_dim + time_embed_dim, hidden, horizon * action_dim, None, activation_fn
         )
@@ -82,10 +75,10 @@ class ScoreNetwork(nn.Module):
         :param tau: Denoising steps, int64, broadcastable to [...]; a number for one that all share
         :return: [..., H, A]
         """
-        if isinstance(tau, int):
-            time = step_embedding(tau, self.time_embed_dim, x.device)
+        if isinstance(tau, int) and tau < TABLED_STEPS:
+            time = self.step_embeddings[tau]
         else:
-            time = timestep_embedding(tau, self.time_embed_dim)
+            time = timestep_embedding(th.as_tensor(tau, device=x.device), self.time_embed_dim)
         time = time.expand(*condition.shape[:-1], -1)
         out = self.net(th.cat([condition, x.flatten(-2), time], dim=-1))
         return out.unflatten(-1, (self.horizon, self.action_dim))

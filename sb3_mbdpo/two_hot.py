@@ -68,7 +68,11 @@ class TwoHot(nn.Module):
         :param logits: [..., num_bins]
         :return: [..., 1] scalars
         """
-        return symexp((logits.softmax(dim=-1) @ self.bins).unsqueeze(-1))
+        probabilities = logits.float().softmax(dim=-1)
+        if th.is_autocast_enabled(logits.device.type):
+            # A matrix product would be rounded
+            return symexp((probabilities * self.bins).sum(-1, keepdim=True))
+        return symexp((probabilities @ self.bins).unsqueeze(-1))
 
     def cross_entropy(self, logits: th.Tensor, target: th.Tensor) -> th.Tensor:
         """
@@ -79,5 +83,5 @@ class TwoHot(nn.Module):
         :return: [..., 1]
         """
         lower, upper_weight = self._locate(target)
-        log_probs = F.log_softmax(logits, dim=-1)
+        log_probs = F.log_softmax(logits.float(), dim=-1)
         return -(log_probs.gather(-1, lower) * (1 - upper_weight) + log_probs.gather(-1, lower + 1) * upper_weight)

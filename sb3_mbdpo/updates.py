@@ -47,6 +47,7 @@ class Learner:
     :param score_samples: Candidate plans per latent in the score network's targets
     :param score_interval: Updates of the world model per update of the score network
     :param max_grad_norm: Gradient-norm clip of each optimizer
+    :param mixed_precision: Matrix products in bfloat16
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Learner:
         score_samples: int,
         score_interval: int,
         max_grad_norm: float,
+        mixed_precision: bool = False,
     ):
         self.policy, self.model = policy, policy.world_model
         self.coefficients, self.tau, self.bootstrap = coefficients, tau, bootstrap
@@ -72,6 +74,7 @@ class Learner:
         self.score_coef, self.score_batch_size = score_coef, score_batch_size
         self.score_config = with_samples(policy.search_config, score_samples)
         self.score_interval, self.max_grad_norm = score_interval, max_grad_norm
+        self.mixed_precision = mixed_precision
         losses: tuple[Callable[..., Any], ...] = (td_target, world_model_loss, prior_loss)
         self._td_target, self._world_model_loss, self._prior_loss = (
             compiled(loss) if policy.compiled else loss for loss in losses
@@ -85,6 +88,10 @@ class Learner:
         :param index: Number of updates before this one
         :return: Losses, gradient norms and statistics by log key, as scalar tensors
         """
+        with th.autocast(self.policy.device.type, th.bfloat16, enabled=self.mixed_precision):
+            return self._update(samples, index)
+
+    def _update(self, samples: SequenceSamples, index: int) -> Metrics:
         batch = self.encode(samples)
         noise = draw_update_noise(self.model, batch.actions, self.policy.generator, self.target_horizon)
         metrics, z = self.update_world_model(batch, noise, index)

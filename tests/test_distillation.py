@@ -5,6 +5,7 @@ import torch as th
 
 from sb3_mbdpo.distillation import own_path, score_loss, search_target
 from sb3_mbdpo.schedule import NoiseSchedule
+from sb3_mbdpo.score import TABLED_STEPS
 from sb3_mbdpo.search import SearchNoise, draw_noise, score_plan, search
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
 from tests.fakes import hand_set, make_config, make_model
@@ -150,3 +151,11 @@ def test_missing_actions_cost_nothing() -> None:
     loss = score_loss(model, config, z, behaviour, noise, draw, task)
     loss.backward()
     assert not model.score.net[-1].bias.grad[1::2].any() and model.score.net[-1].bias.grad[::2].all()
+
+
+def test_a_step_that_all_rows_share_may_be_a_number() -> None:
+    net = make_model().score
+    assert net is not None
+    condition, x = th.randn(4, 16, generator=generator()), th.randn(4, 3, 2, generator=generator())
+    for tau in (0, 3, TABLED_STEPS - 1, TABLED_STEPS, 500):
+        th.testing.assert_close(net(condition, x, tau), net(condition, x, th.full((4,), tau)))

@@ -3,7 +3,8 @@ import pytest
 import torch as th
 
 from sb3_mbdpo import MBDPO, hardware
-from sb3_mbdpo.hardware import SEARCH_DTYPES, captured, compiled, has_fast_bfloat16, resolve_search_dtype
+from sb3_mbdpo.hardware import DTYPES, captured, compiled, has_fast_bfloat16, resolve_dtype
+from sb3_mbdpo.two_hot import TwoHot
 from tests.fakes import ACTIONS, VECTOR, ToyEnv
 
 CPU = th.device("cpu")
@@ -35,14 +36,14 @@ def test_auto_is_bfloat16_where_it_is_fast(
 ) -> None:
     monkeypatch.setattr(th.cpu, "get_capabilities", lambda: able, raising=False)
     assert has_fast_bfloat16(CPU) is expected
-    assert resolve_search_dtype("auto", CPU) == ("bfloat16" if expected else "float32")
+    assert resolve_dtype("auto", CPU) == ("bfloat16" if expected else "float32")
     # An explicit choice wins
-    assert [resolve_search_dtype(name, CPU) for name in SEARCH_DTYPES[1:]] == ["float32", "bfloat16"]
+    assert [resolve_dtype(name, CPU) for name in DTYPES[1:]] == ["float32", "bfloat16"]
 
 
 def test_without_knowledge_of_the_cpu_auto_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(th.cpu, "get_capabilities", raising=False)
-    assert resolve_search_dtype("auto", CPU) == "float32"
+    assert resolve_dtype("auto", CPU) == "float32"
     assert not has_fast_bfloat16(th.device("mps"))
 
 
@@ -51,7 +52,9 @@ def test_presets_and_arguments_choose_the_type() -> None:
     model = make(search_dtype="bfloat16")
     assert model.policy.search_config.dtype == th.bfloat16
     assert all(parameter.dtype == th.float32 for parameter in model.policy.parameters())
-    with pytest.raises(ValueError, match='search_dtype must be "auto", "float32" or "bfloat16", got \'float16\''):
+    with pytest.raises(
+        ValueError, match='search_dtype and update_dtype must be "auto", "float32" or "bfloat16", got \'float16\''
+    ):
         make(search_dtype="float16")
 
 
@@ -69,6 +72,31 @@ def test_type_survives_saving(tmp_path: object) -> None:
     make(search_dtype="bfloat16").save(f"{tmp_path}/model")
     loaded = MBDPO.load(f"{tmp_path}/model", device="cpu")
     assert loaded.search_dtype == "bfloat16" and loaded.policy.search_config.dtype == th.bfloat16
+
+
+def test_mixed_precision_updates_are_close_and_keep_float32_weights() -> None:
+    reports = []
+    for name in ("float32", "bfloat16"):
+        model = make(update_dtype=name).learn(10)
+        model.policy.set_training_mode(True)
+        reports.append(model.learner.update(model.replay_buffer.sample(8)))
+        tensors = [*model.policy.parameters(), *(t for s in model.policy.optimizer.state.values() for t in s.values())]
+        assert all(tensor.dtype == th.float32 for tensor in tensors)
+    assert reports[0].keys() == reports[1].keys()
+    for name, value in reports[0].items():
+        assert reports[1][name].dtype == th.float32, name
+        th.testing.assert_close(reports[1][name], value, rtol=0.05, atol=0.02, msg=name)
+    assert any(not th.equal(value, reports[1][name]) for name, value in reports[0].items())
+    with pytest.raises(ValueError, match="update_dtype must be"):
+        make(update_dtype="half")
+
+
+def test_decoding_is_exact_in_mixed_precision() -> None:
+    two_hot = TwoHot(101)
+    logits = 30 * two_hot.encode(th.tensor([[123.4], [-0.7]]))
+    with th.autocast("cpu", th.bfloat16):
+        mixed = two_hot.decode(logits)
+    th.testing.assert_close(mixed, two_hot.decode(logits))
 
 
 # --- compiling ------------------------------------------------------------------------------------------------------
