@@ -297,7 +297,7 @@ class MBDPOPolicy(BasePolicy):
             self._generator.seed()
         else:
             self._generator.manual_seed(seed)
-        self._deterministic_noise: SearchNoise | None = None
+        self._deterministic_noise: tuple[SearchConfig, SearchNoise] | None = None
 
     @property
     def generator(self) -> th.Generator:
@@ -311,13 +311,15 @@ class MBDPOPolicy(BasePolicy):
     def _noise(self, batch_size: int, deterministic: bool) -> SearchNoise:
         if not deterministic:
             return draw_noise(self.search_config, self.world_model, self.generator, batch_size, self.device)
-        cached = self._deterministic_noise
-        if cached is None or cached.candidates.device != self.device:
-            generator = th.Generator().manual_seed(DETERMINISTIC_SEED)
-            # Shared by all rows: a plan must not depend on how many other observations came with it
-            cached = draw_noise(self.search_config, self.world_model, generator, None, self.device)
-            self._deterministic_noise = cached
-        return cached
+        if self._deterministic_noise is not None:
+            config, noise = self._deterministic_noise
+            if config == self.search_config and noise.candidates.device == self.device:
+                return noise
+        generator = th.Generator().manual_seed(DETERMINISTIC_SEED)
+        # Shared by all rows: a plan must not depend on how many other observations came with it
+        noise = draw_noise(self.search_config, self.world_model, generator, None, self.device)
+        self._deterministic_noise = (self.search_config, noise)
+        return noise
 
     # --- observations -------------------------------------------------------------------------------------------
 

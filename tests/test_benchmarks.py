@@ -1,5 +1,6 @@
 """The learning study's program: its environments, its tables, and one tiny study from end to end."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from sb3_mbdpo import MBDPO
-from tests.benchmarks import environments, learning
+from tests.benchmarks import acting, arithmetic, environments, learning, speed
 
 SETTINGS = learning.Settings("sac", "Pendulum-v1", {"learning_rate": 0.001}, 1, 100, 2, 1, "cpu")
 
@@ -151,3 +152,50 @@ def test_tiny_study(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 def test_failed_worker_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert learning.main(f"--algos sac --set sac:no_such=1 --steps 10 --out {tmp_path}".split()) == 1
     assert "sac seed 0 failed: exit code 1" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_speed_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "--presets debug --device cpu --threads 1 --seconds 0.05 --search-batches 1 2 --update-batches 16"
+    assert speed.main(f"{arguments} --loop-steps 5 --out {tmp_path}".split()) == 0
+    rows = pd.read_csv(tmp_path / "speed.csv").set_index("what")
+    text = capsys.readouterr().out
+    for dtype in ("float32", "bfloat16"):
+        assert list(rows.loc[f"search {dtype}", "batch"]) == [1, 2] and f"update {dtype}" in rows.index
+    for what in ("score", "update against SAC", "predict against TQC", "training loop MBDPO"):
+        assert what in rows.index and what in text
+    # Times, floors and ratios belong together
+    search = rows[rows.index.str.startswith("search")]
+    np.testing.assert_allclose(search["ms"] / search["floor_ms"], search["ratio"], rtol=0.5)
+    assert (rows["ms"] > 0).all() and (tmp_path / "speed.png").stat().st_size > 0 and "Peak memory" in text
+
+
+def test_arithmetic_is_counted_from_the_shapes() -> None:
+    model = speed.make("debug", "cpu", buffer_size=500, learning_starts=400)
+    world, config = model.policy.world_model, model.policy.search_config
+    joint, latent, width, bins = 16 + 6, 16, 32, 101
+    head = 2 * (joint * width + width * width)
+    assert arithmetic.row_flops(world.dynamics) == head + 2 * width * latent
+    assert arithmetic.row_flops(world.critics) == head + 2 * width * bins, "of one member"
+    once = arithmetic.search_flops(model.policy, 1)
+    assert arithmetic.search_flops(model.policy, 4) == 4 * once
+    model.policy.search_config = dataclasses.replace(config, energy_coef=0.0)
+    assert arithmetic.search_flops(model.policy, 1) < once
+    model.policy.search_config = config
+    every = arithmetic.update_flops(model, 64)
+    model.policy_delay = model.energy_interval = 2
+    assert 0.5 * every < arithmetic.update_flops(model, 64) < every
+
+
+@pytest.mark.slow
+def test_acting_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = MBDPO("MlpPolicy", "Pendulum-v1", preset="debug", seed=0, learning_starts=10, device="cpu").learn(15)
+    model.save(tmp_path / "model.zip")
+    arguments = f"--model {tmp_path / 'model.zip'} --episodes 1 --out {tmp_path}"
+    assert acting.main(arguments.split()) == 0
+    rows = pd.read_csv(tmp_path / "Pendulum-v1.csv").set_index("setting")
+    assert rows.loc["search", "action_difference"] == 0
+    assert {"search, bfloat16", "search, 1 of 2 steps when warm", "search, 8 candidates", "score", "prior"} < {
+        *rows.index
+    }
+    assert (rows["return_mean"] < 0).all() and "score" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 import copy
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -408,3 +409,14 @@ def test_acting_switches_dropout_off_and_changes_nothing() -> None:
     before = flat_parameters(policy)
     policy.predict(OBSERVATIONS)
     assert not policy.training and th.equal(before, flat_parameters(policy))
+
+
+def test_another_search_draws_its_own_deterministic_noise() -> None:
+    policy, obs = make_policy(), VECTOR.sample()
+    first, _ = policy.predict(obs, deterministic=True)
+    wider = replace(policy.search_config, n_samples=2 * policy.search_config.n_samples)
+    original, policy.search_config = policy.search_config, wider
+    second, _ = policy.predict(obs, deterministic=True)
+    policy.search_config = original
+    again, _ = policy.predict(obs, deterministic=True)
+    assert np.array_equal(first, again) and not np.array_equal(first, second)

@@ -44,8 +44,8 @@ def search_flops(policy: MBDPOPolicy, batch: int) -> int:
 
 def update_flops(algorithm: MBDPO, batch: int) -> int:
     """
-    One update, the score network's share averaged over its interval. A layer that learns costs three times its forward
-    pass, one that only passes a gradient on twice.
+    One update, averaged over the intervals of prior, energy and score network. A layer that learns costs three times
+    its forward pass, one that only passes a gradient on twice.
 
     :param algorithm: MBDPO on vectors
     :param batch: Windows B
@@ -61,10 +61,10 @@ def update_flops(algorithm: MBDPO, batch: int) -> int:
     total += 3 * rows * (dynamics + reward + members * critic)
     if model.energy is not None and algorithm.energy_loss_coef > 0:
         # The prior's proposal, three negatives to choose from, two actions to learn from
-        total += rows * (prior + 3 * energy + 2 * 3 * energy)
+        total += rows * (prior + 3 * energy + 2 * 3 * energy) // int(algorithm.energy_interval)
     if policy.episodic:
         total += 3 * rows * row_flops(model.termination)
-    total += latents * (3 * prior + 2 * 2 * critic)
+    total += latents * (3 * prior + 2 * 2 * critic) // int(algorithm.policy_delay)
     if score:
         total += _score_flops(algorithm, batch) // int(algorithm.score_interval)
     return total

@@ -6,13 +6,15 @@ Run it from the repository's root, on an idle machine::
     python -m tests.benchmarks.speed --presets cpu paper --threads 2
 
 The floor of a row is the number of operations in its matrix products, counted from the shapes of the layers, at the
-rate of a plain matrix product of the layers' width that is measured in turns with the row itself. SB3's SAC and TQC
-are measured in the same run. ``speed.csv`` and ``speed.png`` (cost over batch, candidates, steps and buffer size) go
-to ``--out``.
+rate of a plain float32 matrix product of the layers' width that is measured in turns with the row itself; the ratio is
+to that floor, for bfloat16 too. The share is the part of its own type's rate that a row reaches, from products measured
+right after. SB3's SAC and TQC are measured in the same run. ``speed.csv`` and ``speed.png`` (cost over batch,
+candidates, steps and buffer size) go to ``--out``.
 """
 
 import argparse
 import csv
+import math
 import resource
 import sys
 from collections.abc import Callable
@@ -33,7 +35,9 @@ from tests.benchmarks.arithmetic import search_flops, update_flops
 from tests.benchmarks.clock import in_turns, timed
 from tests.fakes import ToyEnv
 
-COLUMNS = ("what", "preset", "size", "device", "threads", "batch", "ms", "per_second", "floor_ms", "ratio")
+COLUMNS = ("what", "preset", "size", "device", "threads", "batch", "ms", "per_second", "floor_ms", "ratio", "share")
+DTYPES = {"float32": th.float32, "bfloat16": th.bfloat16}
+COLUMN_FORMATS = (("ms", 10, 2), ("per_second", 10, 1), ("floor_ms", 10, 2), ("ratio", 8, 2), ("share", 8, 2))
 Row = dict[str, Any]
 # A robot of the paper's kind: 24 observations, 6 actions
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (24,), np.float32)
@@ -59,21 +63,26 @@ def _robot() -> ToyEnv:
     return ToyEnv(OBSERVATIONS, ACTIONS, lengths=(100,))
 
 
-def reference(width: int, rows: int, device: th.device) -> tuple[Callable[[], object], float]:
+def reference(
+    width: int, rows: int, device: th.device, dtype: th.dtype = th.float32
+) -> tuple[Callable[[], object], float]:
     """
     A plain matrix product to compare with.
 
     :param width: Width of the layers
     :param rows: Rows of a batch
     :param device: Where
+    :param dtype: Type of the matrices
     :return: The product as a function, and its operations
     """
-    left, right = th.randn(rows, width, device=device), th.randn(width, width, device=device)
-    out = th.empty(rows, width, device=device)
+    left, right = (th.randn(n, width, device=device).to(dtype) for n in (rows, width))
+    out = th.empty(rows, width, device=device, dtype=dtype)
     return (lambda: th.mm(left, right, out=out)), 2.0 * rows * width * width
 
 
-def against_floor(function: Callable[[], object], flops: float, model: MBDPO, rows: int, seconds: float) -> Row:
+def against_floor(
+    function: Callable[[], object], flops: float, model: MBDPO, rows: int, seconds: float, dtype: th.dtype
+) -> Row:
     """
     Time a function in turns with a matrix product.
 
@@ -82,13 +91,18 @@ def against_floor(function: Callable[[], object], flops: float, model: MBDPO, ro
     :param model: Algorithm (width of its layers, device)
     :param rows: Rows of the matrix product
     :param seconds: How long to measure
-    :return: Time, floor and their ratio
+    :param dtype: Type of its own matrix products
+    :return: Time, floor, their ratio, and the share of its own type's rate
     """
     width = model.policy.world_model.dynamics[0].linear.out_features  # type: ignore[union-attr]
     product, operations = reference(width, rows, model.device)
     found = in_turns(function, product, model.device, seconds)
-    share = flops / operations
-    return {"ms": 1e3 * found.seconds, "floor_ms": 1e3 * found.reference * share, "ratio": found.ratio / share}
+    times = flops / operations
+    row = {"ms": 1e3 * found.seconds, "floor_ms": 1e3 * found.reference * times, "ratio": found.ratio / times}
+    if dtype == th.float32:
+        return row | {"share": 1 / row["ratio"]}
+    product, _ = reference(width, rows, model.device, dtype)
+    return row | {"share": times * timed(product, model.device, 20) / found.seconds}
 
 
 def measure_search(model: MBDPO, batch: int, seconds: float) -> Row:
@@ -109,8 +123,17 @@ def measure_search(model: MBDPO, batch: int, seconds: float) -> Row:
     def search() -> object:
         return policy.plan(obs, plan, restart)
 
-    row = against_floor(search, search_flops(policy, batch), model, batch * config.n_samples, seconds)
-    return row | {"what": f"{policy.act_mode}", "batch": batch, "per_second": batch / row["ms"] * 1e3}
+    row = against_floor(search, search_flops(policy, batch), model, batch * config.n_samples, seconds, config.dtype)
+    what = f"search {str(config.dtype).removeprefix('torch.')}" if policy.act_mode == "search" else policy.act_mode
+    return row | {"what": what, "batch": batch, "per_second": batch / row["ms"] * 1e3}
+
+
+def cycle(model: MBDPO) -> int:
+    """
+    :param model: Algorithm
+    :return: Updates after which everything that is not done at each of them has had its turn
+    """
+    return math.lcm(int(model.policy_delay), int(model.energy_interval), int(model.score_interval))
 
 
 def measure_update(model: MBDPO, batch: int, seconds: float) -> Row:
@@ -122,9 +145,13 @@ def measure_update(model: MBDPO, batch: int, seconds: float) -> Row:
     :param seconds: How long to measure
     :return: A row
     """
-    rows = batch * model.policy.search_config.horizon
-    row = against_floor(lambda: model.train(1, batch), update_flops(model, batch), model, rows, seconds)
-    return row | {"what": "update", "batch": batch, "per_second": batch / row["ms"] * 1e3}
+    rows, updates, mixed = batch * model.policy.search_config.horizon, cycle(model), model.learner.mixed_precision
+    dtype = th.bfloat16 if mixed else th.float32
+    flops = updates * update_flops(model, batch)
+    row = against_floor(lambda: model.train(updates, batch), flops, model, rows, seconds, dtype)
+    row |= {key: row[key] / updates for key in ("ms", "floor_ms")}
+    what = f"update {str(dtype).removeprefix('torch.')}"
+    return row | {"what": what, "batch": batch, "per_second": batch / row["ms"] * 1e3}
 
 
 def measure_rivals(model: MBDPO, seconds: float) -> list[Row]:
@@ -135,20 +162,22 @@ def measure_rivals(model: MBDPO, seconds: float) -> list[Row]:
     :param seconds: How long to measure each
     :return: Rows
     """
-    rows, obs = [], np.zeros(OBSERVATIONS.shape, np.float32)
+    rows, obs, updates = [], np.zeros(OBSERVATIONS.shape, np.float32), cycle(model)
+    batch = int(model.batch_size)
     for rival_class in (SAC, TQC):
         rival: OffPolicyAlgorithm = rival_class(
             "MlpPolicy", _robot(), device=model.device, seed=0, buffer_size=5000, learning_starts=300
         )
         rival.learn(300)
         pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "update": (lambda: model.train(1, int(model.batch_size)), lambda rival=rival: rival.train(1, 256)),
+            "update": (lambda: model.train(updates, batch), lambda rival=rival: rival.train(updates, 256)),
             "predict": (lambda: model.predict(obs), lambda rival=rival: rival.predict(obs)),
         }
         for what, (ours, theirs) in pairs.items():
-            found = in_turns(ours, theirs, model.device, seconds)
-            row = {"what": f"{what} against {rival_class.__name__}", "batch": 256 if what == "update" else 1}
-            rows.append(row | {"ms": 1e3 * found.seconds, "floor_ms": 1e3 * found.reference, "ratio": found.ratio})
+            found, per_call = in_turns(ours, theirs, model.device, seconds), updates if what == "update" else 1
+            row = {"what": f"{what} against {rival_class.__name__}", "batch": batch if what == "update" else 1}
+            row |= {"ms": 1e3 * found.seconds / per_call, "floor_ms": 1e3 * found.reference / per_call}
+            rows.append(row | {"ratio": found.ratio})
     return rows
 
 
@@ -234,11 +263,10 @@ def table(rows: list[Row]) -> str:
     :param rows: Measured rows
     :return: Text, one line each
     """
-    lines = [f"{'what':28}{'preset':8}{'batch':>7}{'ms':>10}{'per s':>10}{'floor ms':>10}{'ratio':>8}"]
+    lines = [f"{'what':28}{'preset':8}{'batch':>7}{'ms':>10}{'per s':>10}{'floor ms':>10}{'ratio':>8}{'share':>8}"]
     for row in rows:
         numbers = [
-            f"{row[key]:>{width}.{digits}f}" if key in row else " " * width
-            for key, width, digits in (("ms", 10, 2), ("per_second", 10, 1), ("floor_ms", 10, 2), ("ratio", 8, 2))
+            f"{row[key]:>{width}.{digits}f}" if key in row else " " * width for key, width, digits in COLUMN_FORMATS
         ]
         lines.append(f"{row['what']:28}{row['preset']:8}{row['batch']:>7}{''.join(numbers)}")
     return "\n".join(lines)
@@ -258,6 +286,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure each row")
     parser.add_argument("--search-batches", type=int, nargs="*", default=[1, 4, 16, 64])
     parser.add_argument("--update-batches", type=int, nargs="*", default=[256, 1024])
+    parser.add_argument("--dtypes", nargs="+", choices=sorted(DTYPES), default=["float32", "bfloat16"])
+    parser.add_argument("--compile", action="store_true", help="compile search and losses first")
     parser.add_argument("--loop-steps", type=int, default=300, help="environment steps of each training loop")
     parser.add_argument("--no-sweep", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("logs", "speed"))
@@ -274,15 +304,22 @@ def main(argv: list[str] | None = None) -> int:
 
     print(table([]))
     for preset in args.presets:
-        model = make(preset, args.device)
-        for batch in args.search_batches:
-            add(model, preset, measure_search(model, batch, args.seconds))
+        model = make(preset, args.device, compile=args.compile)
+        chosen = model.policy.search_config
+        for dtype in args.dtypes:
+            model.policy.search_config = replace(chosen, dtype=DTYPES[dtype])
+            for batch in args.search_batches:
+                add(model, preset, measure_search(model, batch, args.seconds))
+        model.policy.search_config = chosen
         model.policy.act_mode = "score"
         found = measure_search(model, 1, args.seconds)
         add(model, preset, {key: found[key] for key in ("what", "batch", "ms", "per_second")})
         model.policy.act_mode = "search"
-        for batch in args.update_batches:
-            add(model, preset, measure_update(model, batch, args.seconds))
+        for dtype in args.dtypes:
+            model.learner.mixed_precision = dtype == "bfloat16"
+            for batch in args.update_batches:
+                add(model, preset, measure_update(model, batch, args.seconds))
+        model.learner.mixed_precision = False
         add(model, preset, *measure_rivals(model, args.seconds))
         if args.loop_steps > 0:
             add(model, preset, *measure_loop(preset, args.device, args.loop_steps))
