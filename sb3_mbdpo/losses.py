@@ -176,9 +176,11 @@ def world_model_loss(
 
     joined = model.join(z[:-1], batch.actions, batch.task)
     consistency = ((z[1:] - batch.targets).pow(2).mean(-1, keepdim=True) * weight).mean()
-    reward = (model.two_hot.cross_entropy(model.reward(joined), batch.rewards) * weight).mean()
-    logits = model.critics(joined, noise.dropped)
-    value = (model.two_hot.cross_entropy(logits, target.expand(len(logits), -1, -1, -1)) * weight).mean()
+    # One pass over the logits of reward and critics
+    logits = th.cat([model.reward(joined)[None], model.critics(joined, noise.dropped)])
+    targets = th.cat([batch.rewards[None], target.expand(len(logits) - 1, -1, -1, -1)])
+    entropies = model.two_hot.cross_entropy(logits, targets) * weight
+    reward, value = entropies[0].mean(), entropies[1:].mean()
     losses = {"consistency": consistency, "reward": reward, "value": value}
     total = coefficients.consistency * consistency + coefficients.reward * reward + coefficients.value * value
     if episodic and model.termination is not None:
