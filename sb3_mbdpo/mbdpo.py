@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 
 from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, check_buffer
@@ -599,6 +599,28 @@ class MBDPO(OffPolicyAlgorithm):
         if self.episodic is None and loaded.has_terminations():
             self.policy.mark_episodic()
         self._plans, self._restarts = self.replay_buffer.running_plans or (None, None)
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        Load parameters, as every Stable-Baselines3 algorithm does.
+
+        :param load_path_or_dict: File of a model, or what ``get_parameters`` gave
+        :param exact_match: Whether everything the model has must be there
+        :param device: Where to load to
+        :raises ValueError: for parameters of a model of other sizes
+        """
+        try:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        except RuntimeError as error:
+            raise ValueError(
+                "These parameters belong to a model of other sizes: horizon, model_size, policy_kwargs and spaces must "
+                f"be those that it was saved with. PyTorch says: {error}"
+            ) from error
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "learner", "_plans", "_restarts", "_metrics"]

@@ -346,6 +346,13 @@ def test_save_and_load(trained: MBDPO, tmp_path: Path) -> None:
         np.testing.assert_array_equal(ours_now, theirs_now)
 
 
+@pytest.mark.parametrize("kwargs", [{"horizon": 2}, {"model_size": 0.1}])
+def test_parameters_of_another_size_are_one_clear_error(trained: MBDPO, tmp_path: Path, kwargs: dict[str, Any]) -> None:
+    trained.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="a model of other sizes: horizon, model_size, policy_kwargs and spaces"):
+        MBDPO.load(tmp_path / "model", **kwargs)
+
+
 def test_running_state_stays_out_of_the_file(trained: MBDPO, tmp_path: Path) -> None:
     trained.save(tmp_path / "model")
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
