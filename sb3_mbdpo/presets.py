@@ -128,7 +128,7 @@ PRESETS: dict[str, Preset] = {
         energy_interval=2,
         score_batch_size=32,
         score_samples=16,
-        score_interval=8,
+        score_interval=4,
         search_dtype="float32",
     ),
     "debug": Preset(
