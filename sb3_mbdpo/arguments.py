@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
+from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.policies import check_act_mode
 from sb3_mbdpo.presets import discount_for, episode_length_of, learning_starts_for, resolve_preset
 from sb3_mbdpo.updates import BOOTSTRAPS
@@ -34,6 +35,7 @@ COUNTS = (
     ("score_interval", 1),
     ("policy_delay", 1),
     ("energy_interval", 1),
+    ("warm_denoising_steps", 1),
 )
 RANGES = (
     ("gamma", 0, 1),
@@ -128,6 +130,10 @@ def check_arguments(model: MBDPO) -> None:
         raise ValueError(f'bootstrap must be "prior" or "score", got {model.bootstrap!r}.')
     if model.bootstrap == "score" and model.score_coef <= 0:
         raise ValueError('bootstrap="score" needs a trained score network: pass score_coef > 0.')
+    if not isinstance(model.compile, bool):
+        raise ValueError(f"compile must be True or False, got {model.compile!r}.")
+    for name in ("search_dtype", "update_dtype"):
+        resolve_dtype(name, getattr(model, name), model.device)
     dtype = model.action_space.dtype
     if not np.issubdtype(dtype, np.floating):
         raise ValueError(f"The action space must be a Box of floats, got {dtype}: wrap the environment to round.")

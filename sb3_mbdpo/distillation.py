@@ -114,8 +114,7 @@ def search_target(
     """
     sigma = ((1 - alpha_bar) / alpha_bar).sqrt()
     plans = ((x / alpha_bar.sqrt())[:, None] + sigma[:, None] * noise.candidates[0]).clamp(-1, 1)
-    if config.n_prior_trajectories > 0:
-        plans = th.cat([prior_rollouts(model, z, noise.prior, task), plans], dim=1)
+    plans = th.cat([prior_rollouts(model, z, noise.prior, task), plans], dim=1)
     mask = model.mask(task)
     plans = plans if mask is None else plans * mask[:, None, None]
     values = Evaluator(model, config, z, noise.critics, task, discount, episodic)(plans)

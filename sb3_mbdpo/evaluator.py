@@ -54,50 +54,48 @@ class HeadStack:
     """
     Heads of one input and the same hidden widths, evaluated together: each layer of all is one batched product.
 
-    Tensors of a single head have no leading dimension G, and its weights are not copied.
+    Tensors of a single head have no leading dimension G, and its float32 weights are not copied.
 
-    :param heads: Layers of each of the G heads
+    :param heads: Layers of each of the G heads, at least one of them hidden
     :param latent_dim: Latent width L
-    :param task_dim: Width E of the task embedding, 0 without tasks
+    :param task: Task embeddings [B, E], None without tasks
     :param activation: Activation of the hidden layers
     :param dtype: Type of the matrix products; norms and activations stay in float32
     """
 
     def __init__(
-        self, heads: Sequence[list[Layer]], latent_dim: int, task_dim: int, activation: nn.Module, dtype: th.dtype
+        self,
+        heads: Sequence[list[Layer]],
+        latent_dim: int,
+        task: th.Tensor | None,
+        activation: nn.Module,
+        dtype: th.dtype,
     ):
         self.activation, self.dtype = activation, dtype
         hidden = [_stack(layers) for layers in zip(*[head[:-1] for head in heads], strict=True)]
-        first, self.bias = hidden[0][0].to(dtype), hidden[0][1].to(dtype)
-        state_dim = latent_dim + task_dim
-        self.latent, self.task = first[..., :latent_dim, :], first[..., latent_dim:state_dim, :]
-        self.action = first[..., state_dim:, :]
+        first, bias = hidden[0][0].to(dtype), hidden[0][1].to(dtype)
+        state_dim = latent_dim + (0 if task is None else task.shape[-1])
+        self.latent, self.action = first[..., :latent_dim, :], first[..., state_dim:, :]
         # What candidates differ in, once they have left their first latent
-        self.moving = first if task_dim == 0 else th.cat([self.latent, self.action], -2)
+        self.moving = first if task is None else th.cat([self.latent, self.action], -2)
+        # What they share then: bias and task [(G,) 1 or B, M]
+        self.shared = bias if task is None else _few_rows(bias, task.to(dtype), first[..., latent_dim:state_dim, :])
         self.norms = [layer[2:] for layer in hidden]
         self.products = [(weight.to(dtype), bias.to(dtype)) for weight, bias, _, _ in hidden[1:]]
         self.outputs = [(head[-1][0].to(dtype), head[-1][1].to(dtype)) for head in heads]
 
-    def shared(self, task: th.Tensor | None, z: th.Tensor | None = None) -> th.Tensor:
+    def start(self, z: th.Tensor) -> th.Tensor:
         """
-        The part of the first layer's products that the candidates of a row share.
+        What candidates share that start from one latent.
 
-        :param task: Task embeddings [B, E], None without tasks
-        :param z: Latents [B, L] where they share these too
-        :return: [(G,) B, M], or [(G,) 1, M] where there is only the bias to share
+        :param z: Latents [B, L]
+        :return: [(G,) B, M]
         """
-        x, count = self.bias, None
-        for part, weight in ((task, self.task), (z, self.latent)):
-            if part is not None:
-                # Few rows are repeated, so that they round as they do among many
-                count = len(part)
-                rows = th.arange(max(count, MIN_ROWS), device=part.device) % count
-                x = _product(x, part[rows].to(self.dtype), weight)
-        return x[..., :count, :]
+        return _few_rows(self.shared, z.to(self.dtype), self.latent)
 
     def __call__(self, shared: th.Tensor, x: th.Tensor, weight: th.Tensor) -> list[th.Tensor]:
         """
-        :param shared: What :meth:`shared` gave, a row for each of R or for all
+        :param shared: ``shared`` or what :meth:`start` gave, a row for each of R or for all
         :param x: The other part of the input [R, in]
         :param weight: Its part of the first layer: ``moving``, ``action`` or ``latent``
         :return: Outputs of each head [R, out], float32
@@ -128,6 +126,13 @@ def _product(bias: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
     if weight.dim() == 2:
         return th.addmm(bias, x, weight)
     return th.baddbmm(bias, x.expand(len(weight), -1, -1), weight)
+
+
+def _few_rows(bias: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
+    """:func:`_product` of few rows, repeated so that they round as they do among many."""
+    rows = th.arange(max(len(x), MIN_ROWS), device=x.device) % len(x)
+    bias = bias if bias.shape[-2] == 1 else bias[..., rows, :]
+    return _product(bias, x[rows], weight)[..., : len(x), :]
 
 
 class Evaluator:
@@ -172,13 +177,12 @@ class Evaluator:
         self.steps = self._stacks(heads, stacked)
         self.prior = self._stacks([head_layers(model.prior)], stacked)[0]
         self.critics = self._stacks(member_layers(model.critics, critics), stacked)
-        self.start = [stack.shared(self.embedding, z) for stack in self.steps]
+        self.starts = [stack.start(z) for stack in self.steps]
 
     def _stacks(self, heads: list[list[Layer]], stacked: bool) -> list[HeadStack]:
-        task_dim = 0 if self.embedding is None else self.embedding.shape[-1]
         groups = [heads] if stacked else [[head] for head in heads]
-        shared = self.model.latent_dim, task_dim, self.model.critics.activation, self.config.dtype
-        return [HeadStack(group, *shared) for group in groups]
+        common = self.model.latent_dim, self.embedding, self.model.critics.activation, self.config.dtype
+        return [HeadStack(group, *common) for group in groups]
 
     def __call__(self, actions: th.Tensor) -> th.Tensor:
         """
@@ -214,7 +218,7 @@ class Evaluator:
                 outputs.append(self._moving(self.steps, latents[-1], move, count))
             else:
                 # All candidates of a row start from one latent
-                pairs = zip(self.steps, self.start, strict=True)
+                pairs = zip(self.steps, self.starts, strict=True)
                 outputs.append([y for stack, x in pairs for y in stack(self._rows(x, count), move, stack.action)])
             latents.append(self._next_latent(outputs[-1][0]))
         _, logits, *energies = (th.stack(values) for values in zip(*outputs, strict=True))
@@ -231,7 +235,7 @@ class Evaluator:
         :param count: Candidates N of a row
         :return: [B N]
         """
-        (params,) = self.prior(self._rows(self.prior.shared(self.embedding), count), z, self.prior.latent)
+        (params,) = self.prior(self._rows(self.prior.shared, count), z, self.prior.latent)
         action, mask = params[:, : self.model.action_dim].tanh(), self.model.mask(self.task)
         action = action if mask is None else action * mask.repeat_interleave(count, 0)
         logits = self._moving(self.critics, z, action, count)
@@ -240,7 +244,7 @@ class Evaluator:
     def _moving(self, stacks: list[HeadStack], z: th.Tensor, action: th.Tensor, count: int) -> list[th.Tensor]:
         """Outputs of all heads where each candidate has a latent of its own."""
         x = th.cat([z, action], dim=-1)
-        return [y for stack in stacks for y in stack(self._rows(stack.shared(self.embedding), count), x, stack.moving)]
+        return [y for stack in stacks for y in stack(self._rows(stack.shared, count), x, stack.moving)]
 
     @staticmethod
     def _rows(shared: th.Tensor, count: int) -> th.Tensor:

@@ -16,7 +16,8 @@ def has_fast_bfloat16(device: th.device) -> bool:
     Whether a device multiplies bfloat16 matrices faster than float32 ones.
 
     :param device: Torch device
-    :return: True for GPUs that know bfloat16 and for CPUs with AVX512-BF16 or AMX; False where it cannot be told
+    :return: True where the present GPU knows bfloat16, and for CPUs with AVX512-BF16 or AMX; False where it cannot be
+        told
     """
     if device.type == "cuda":
         return th.cuda.is_bf16_supported(including_emulation=False)
@@ -26,15 +27,16 @@ def has_fast_bfloat16(device: th.device) -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
-def resolve_dtype(name: str, device: th.device) -> str:
+def resolve_dtype(argument: str, name: str, device: th.device) -> str:
     """
+    :param argument: Name of the argument, for the error
     :param name: "float32", "bfloat16", or "auto": bfloat16 where it is fast
     :param device: Where the products are computed
     :return: "float32" or "bfloat16"
     :raises ValueError: for another name
     """
     if name not in DTYPES:
-        raise ValueError(f'search_dtype and update_dtype must be "auto", "float32" or "bfloat16", got {name!r}.')
+        raise ValueError(f'{argument} must be "auto", "float32" or "bfloat16", got {name!r}.')
     if name == "auto":
         name = "bfloat16" if has_fast_bfloat16(device) else "float32"
     return name

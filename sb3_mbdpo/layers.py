@@ -10,6 +10,7 @@ from typing import Any
 
 import torch as th
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 WEIGHT_STD = 0.02
@@ -41,6 +42,7 @@ class _FastMish(th.autograd.Function):
         return th.addcdiv(negative, negative, m, value=-2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:
         # d/dx [2 x / m - x] with dm/dx = -2 q^2 (1 - q), and q^2 = m - 1
         negative, q, m = ctx.saved_tensors
@@ -87,6 +89,7 @@ class _FastSoftmax(th.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:
         (y,) = ctx.saved_tensors
         weighted = grad * y

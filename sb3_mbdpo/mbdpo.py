@@ -8,7 +8,7 @@ import io
 import math
 import pathlib
 from collections.abc import Iterable
-from typing import Any, ClassVar, TypedDict, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch as th
@@ -73,8 +73,8 @@ class MBDPO(OffPolicyAlgorithm):
     :param n_steps: Not supported (1): targets are one-step, the planning horizon is ``horizon``
     :param preset: "paper" (the paper's sizes and search), "cpu" (what learns fastest on a few cores), "debug"
         (everything tiny, for tests) or "auto": paper on a GPU, cpu otherwise
-    :param model_size: Millions of parameters: 0.02, 0.1, 0.2, 0.5, 1, 5, 19, 48 or 317. Larger models are slower and
-        reach higher returns on hard tasks. Preset
+    :param model_size: Millions of parameters: 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 19, 48 or 317. Larger models are slower
+        and reach higher returns on hard tasks. Preset
     :param horizon: Plan length H and length of replayed windows, environment steps (3). Longer plans lean more on the
         model and less on the critics, and cost in proportion. Preset
     :param denoising_steps: Length T of the noise schedule; a search takes T - 1 steps. Cost in proportion. Preset
@@ -115,12 +115,13 @@ class MBDPO(OffPolicyAlgorithm):
     :param score_interval: Updates of the world model per update of the score network. Preset
     :param search_dtype: Type of the search's matrix products: "float32", "bfloat16" (half the time or less on hardware
         that has it; plans then differ by rounding) or "auto": bfloat16 where it is fast. Preset
-    :param update_dtype: The same for updates, as mixed precision: weights, norms, losses and optimizers stay in float32
+    :param update_dtype: The same for updates, as mixed precision: weights, losses and optimizers stay in float32
         ("float32")
-    :param compile: Compile search and losses with torch.compile: faster after a first search and a first update that
-        take minutes. On a CPU a C++ compiler is needed
-    :param warm_denoising_steps: Denoising steps of a decision that continues a plan, at most T - 1; fewer are faster
-        and stay closer to the plan. None: as many as at an episode's first step
+    :param compile: Compile the search and the losses of world model and prior with torch.compile: faster after a first
+        search and a first update that take minutes. On a CPU a C++ compiler is needed. A process compiles for eight
+        different sizes at most; further models run as without
+    :param warm_denoising_steps: Denoising steps of a search that continues a plan, at most T - 1; fewer are faster and
+        stay closer to the plan. None: as many as at an episode's first step
     :param episodic: Whether episodes can terminate. None: the termination head joins in with the first termination seen
     :param stats_window_size: Episodes averaged in the logs
     :param tensorboard_log: Folder of the tensorboard logs
@@ -275,30 +276,25 @@ class MBDPO(OffPolicyAlgorithm):
         assert self.replay_buffer is not None
         self.replay_buffer.seed(self.seed)
         self._restore_random_state()
-        self.learner = Learner(
-            self.policy,
-            LossCoefficients(
-                self.consistency_coef,
-                self.reward_coef,
-                self.value_coef,
-                self.termination_coef,
-                self.energy_loss_coef,
-                self.entropy_coef,
-                self.rho,
-                self.saturation_coef,  # type: ignore[arg-type]  # resolved above, as below
-            ),
-            self.tau,
-            self.bootstrap,  # type: ignore[arg-type]
-            self.target_horizon,  # type: ignore[arg-type]
-            self.policy_delay,  # type: ignore[arg-type]
-            self.energy_interval,  # type: ignore[arg-type]
-            self.score_coef,
-            self.score_batch_size,  # type: ignore[arg-type]
-            self.score_samples,  # type: ignore[arg-type]
-            self.score_interval,  # type: ignore[arg-type]
-            self.max_grad_norm,
-            mixed_precision=resolve_dtype(self.update_dtype, self.device) == "bfloat16",
+        self.learner = self._make_learner()
+
+    def _make_learner(self) -> Learner:
+        """What updates the policy. All arguments are resolved by now."""
+        coefficients = LossCoefficients(
+            consistency=self.consistency_coef,
+            reward=self.reward_coef,
+            value=self.value_coef,
+            termination=self.termination_coef,
+            energy=self.energy_loss_coef,
+            entropy=self.entropy_coef,
+            rho=self.rho,
+            saturation=cast(float, self.saturation_coef),
         )
+        names = ["tau", "bootstrap", "target_horizon", "policy_delay", "energy_interval", "score_coef"]
+        names += ["score_batch_size", "score_samples", "score_interval", "max_grad_norm"]
+        mixed = resolve_dtype("update_dtype", self.update_dtype, self.device) == "bfloat16"
+        arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return Learner(self.policy, coefficients, mixed_precision=mixed, **arguments)
 
     def _policy_arguments(self) -> dict[str, Any]:
         """The algorithm's own arguments that the policy takes."""
@@ -323,7 +319,7 @@ class MBDPO(OffPolicyAlgorithm):
         )
         return {name: getattr(self, name) for name in names} | {
             "discount": self.gamma,
-            "search_dtype": resolve_dtype(self.search_dtype, self.device),  # type: ignore[arg-type]
+            "search_dtype": resolve_dtype("search_dtype", cast(str, self.search_dtype), self.device),
             "with_score": self.score_coef > 0,
         }
 
@@ -617,6 +613,8 @@ class MBDPO(OffPolicyAlgorithm):
         try:
             super().set_parameters(load_path_or_dict, exact_match, device)
         except RuntimeError as error:
+            if "Error(s) in loading state_dict" not in str(error):
+                raise
             raise ValueError(
                 "These parameters belong to a model of other sizes: horizon, model_size, policy_kwargs and spaces must "
                 f"be those that it was saved with. PyTorch says: {error}"

@@ -96,7 +96,7 @@ class MBDPOPolicy(BasePolicy):
     :param with_score: Whether there is a score network
     :param search_dtype: Type of the search's matrix products
     :param warm_denoising_steps: Denoising steps of decisions that continue a plan
-    :param compile: Compile the search
+    :param compile: Compile search and losses
     :param seed: Seed of the policy's own random generator; None draws one from the operating system
     """
 
@@ -174,7 +174,7 @@ class MBDPOPolicy(BasePolicy):
             energy_coef,
             discount,
             warm_denoising_steps,
-            getattr(th, resolve_dtype(search_dtype, self.device)),
+            getattr(th, resolve_dtype("search_dtype", search_dtype, self.device)),
         )
         self.compiled = compile
         keep_freed_memory()
@@ -189,6 +189,10 @@ class MBDPOPolicy(BasePolicy):
         }
         sizes |= {name: value for name, value in given.items() if value is not None}
         activation_fn = activation_fn or sizes["activation_fn"]
+        if any(True for _ in activation_fn().parameters()):
+            raise ValueError(
+                f"activation_fn must have no parameters (heads share it), {activation_fn.__name__} has some."
+            )
         arch = net_arch if isinstance(net_arch, dict) else {} if net_arch is None else {"heads": net_arch}
         if arch.keys() - {"encoder", "heads"}:
             raise ValueError(f'net_arch must be a list of widths, or a dict of "encoder" and "heads", got {net_arch}.')

@@ -177,7 +177,7 @@ def resolve_preset(name: str, device: th.device) -> tuple[str, dict[str, Any]]:
 def resolve_model_size(model_size: float) -> dict[str, Any]:
     """
     :param model_size: Key of :data:`MODEL_SIZES`
-    :return: widths by name
+    :return: widths and activation by name
     :raises ValueError: for a size that is not in the table
     """
     if model_size not in MODEL_SIZES:

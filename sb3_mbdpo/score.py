@@ -78,7 +78,9 @@ class ScoreNetwork(nn.Module):
         if isinstance(tau, int) and tau < TABLED_STEPS:
             time = self.step_embeddings[tau]
         else:
-            time = timestep_embedding(th.as_tensor(tau, device=x.device), self.time_embed_dim)
+            time = timestep_embedding(
+                tau if isinstance(tau, th.Tensor) else th.full((), tau, device=x.device), self.time_embed_dim
+            )
         time = time.expand(*condition.shape[:-1], -1)
         out = self.net(th.cat([condition, x.flatten(-2), time], dim=-1))
         return out.unflatten(-1, (self.horizon, self.action_dim))

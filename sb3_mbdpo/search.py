@@ -24,7 +24,7 @@ MIN_STD = 1e-4
 @dataclass(frozen=True)
 class SearchConfig:
     """
-    Budget and temperature of a search. All but ``schedule`` and ``discount`` are arguments of ``MBDPO``.
+    Budget and temperature of a search; see the arguments of ``MBDPO``.
 
     :param schedule: Noise schedule, T steps
     :param horizon: Plan length H in environment steps
@@ -36,7 +36,7 @@ class SearchConfig:
     :param discount: Discount factor gamma
     :param warm_steps: Denoising steps of rows that continue a plan; None: all T - 1
     :param dtype: Type of the matrix products
-    :param stacked: Evaluate heads of one input as one batched product; None: everywhere but on a CPU
+    :param stacked: Evaluate heads of one input as one batched product; None: everywhere but for wide heads on a CPU
     """
 
     schedule: NoiseSchedule
@@ -64,9 +64,10 @@ class SearchConfig:
                 f"got {self.n_prior_trajectories}."
             )
         steps = self.schedule.denoising_steps - 1
-        if self.warm_steps is not None and not 1 <= self.warm_steps <= steps:
+        if self.warm_steps is not None and not (isinstance(self.warm_steps, int) and 1 <= self.warm_steps <= steps):
             raise ValueError(
-                f"warm_denoising_steps must be between 1 and denoising_steps - 1 ({steps}), got {self.warm_steps}."
+                f"warm_denoising_steps must be a whole number between 1 and denoising_steps - 1 ({steps}), "
+                f"got {self.warm_steps!r}."
             )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}.")

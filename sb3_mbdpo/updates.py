@@ -88,11 +88,8 @@ class Learner:
         :param index: Number of updates before this one
         :return: Losses, gradient norms and statistics by log key, as scalar tensors
         """
-        with th.autocast(self.policy.device.type, th.bfloat16, enabled=self.mixed_precision):
-            return self._update(samples, index)
-
-    def _update(self, samples: SequenceSamples, index: int) -> Metrics:
-        batch = self.encode(samples)
+        with self._autocast():
+            batch = self.encode(samples)
         noise = draw_update_noise(self.model, batch.actions, self.policy.generator, self.target_horizon)
         metrics, z = self.update_world_model(batch, noise, index)
         if index % self.policy_delay == 0:
@@ -104,6 +101,10 @@ class Learner:
             for target, online in pairs:
                 target.lerp_(online, self.tau)
         return metrics
+
+    def _autocast(self) -> th.autocast:
+        # One for each loss: within one, weights are cast once, and would stay what they were before a step
+        return th.autocast(self.policy.device.type, th.bfloat16, enabled=self.mixed_precision)
 
     def encode(self, samples: SequenceSamples) -> LatentBatch:
         """
@@ -135,9 +136,11 @@ class Learner:
         :return: metrics, rolled-out latents [H + 1, B, L]
         """
         policy, discount = self.policy, self.policy.search_config.discount
-        target = self._td_target(self.model, batch, self.bootstrap_plan, noise, discount, policy.episodic)
+        with self._autocast():
+            target = self._td_target(self.model, batch, self.bootstrap_plan, noise, discount, policy.episodic)
         coefficients = self.coefficients if index % self.energy_interval == 0 else self.without_energy
-        loss, z, losses = self._world_model_loss(self.model, batch, target, noise, coefficients, policy.episodic)
+        with self._autocast():
+            loss, z, losses = self._world_model_loss(self.model, batch, target, noise, coefficients, policy.episodic)
         metrics = {f"train/{name}_loss": value for name, value in losses.items()}
         if index % CROSS_TD_INTERVAL == 0 and len(batch.actions) > 1:
             # Before the step, with the critics that the target belongs to
@@ -181,7 +184,8 @@ class Learner:
         :param noise: Random numbers of this update
         :return: metrics
         """
-        loss, values = self._prior_loss(self.model, z, batch, noise, self.coefficients, self.tau)
+        with self._autocast():
+            loss, values = self._prior_loss(self.model, z, batch, noise, self.coefficients, self.tau)
         metrics = {f"train/{name}": value for name, value in values.items()}
         metrics["train/prior_loss"] = metrics.pop("train/prior")
         metrics["train/prior_grad_norm"] = self._step(self.policy.prior_optimizer, loss)
@@ -199,9 +203,10 @@ class Learner:
         assert policy.score_optimizer is not None
         noise = draw_noise(self.score_config, self.model, policy.generator, count, z.device, steps=1)
         behaviour = batch.actions[:, :count].transpose(0, 1)
-        loss = score_loss(
-            self.model, self.score_config, z[:count], behaviour, noise, policy.generator, episodic=policy.episodic
-        )
+        with self._autocast():
+            loss = score_loss(
+                self.model, self.score_config, z[:count], behaviour, noise, policy.generator, episodic=policy.episodic
+            )
         grad_norm = self._step(policy.score_optimizer, self.score_coef * loss)
         return {"train/score_loss": loss.detach(), "train/score_grad_norm": grad_norm}
 

@@ -98,6 +98,8 @@ class WorldModel(nn.Module):
             raise ValueError(f"n_critics must be at least 2 (targets take the lower of two), got {n_critics}.")
         if time_embed_dim < 4 or time_embed_dim % 2:
             raise ValueError(f"time_embed_dim must be an even number of at least 4, got {time_embed_dim}.")
+        if not hidden:
+            raise ValueError("net_arch needs at least one hidden width for the heads, e.g. net_arch=[96, 96].")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}.")
         self.latent_dim, self.action_dim, self.horizon = latent_dim, action_dim, horizon

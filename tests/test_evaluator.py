@@ -55,8 +55,16 @@ def test_stacked_heads_compute_what_the_modules_do(
     config = make_config(energy_coef=energy_coef, stacked=stacked)
     task = th.tensor([2, 0, 1]) if "tasks" in kwargs else None
     z, actions = normal(batch, 16).softmax(-1), normal(batch, 7, 3, 2, seed=1).clamp(-1, 1)
+    # Some energies beyond the clip, and some candidates that end
+    model.energy_std.fill_(0.1)
     for episodic in (False, True):
         arguments = (model, config, z, th.tensor([1, 0]), task, None, episodic)
+        if episodic:
+            latents, _ = PlainEvaluator(*arguments).roll_out(actions)
+            rows = None if task is None else task.repeat_interleave(7, 0)
+            model.termination[-1].bias -= model.termination(model.join(latents, None, rows)).quantile(0.8)
+            ended = PlainEvaluator(*arguments)._alive(latents, 7)
+            assert 0 < ended[-1].mean() < 1
         found, expected = Evaluator(*arguments)(actions), PlainEvaluator(*arguments)(actions)
         assert found.std() > 0.01
         th.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -1,9 +1,11 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
 
 from sb3_mbdpo import MBDPO, hardware
-from sb3_mbdpo.hardware import DTYPES, captured, compiled, has_fast_bfloat16, resolve_dtype
+from sb3_mbdpo.hardware import DTYPES, LARGEST_LEARNED_BLOCK, captured, compiled, has_fast_bfloat16, resolve_dtype
 from sb3_mbdpo.two_hot import TwoHot
 from tests.fakes import ACTIONS, VECTOR, ToyEnv
 
@@ -36,14 +38,14 @@ def test_auto_is_bfloat16_where_it_is_fast(
 ) -> None:
     monkeypatch.setattr(th.cpu, "get_capabilities", lambda: able, raising=False)
     assert has_fast_bfloat16(CPU) is expected
-    assert resolve_dtype("auto", CPU) == ("bfloat16" if expected else "float32")
+    assert resolve_dtype("search_dtype", "auto", CPU) == ("bfloat16" if expected else "float32")
     # An explicit choice wins
-    assert [resolve_dtype(name, CPU) for name in DTYPES[1:]] == ["float32", "bfloat16"]
+    assert [resolve_dtype("search_dtype", name, CPU) for name in DTYPES[1:]] == ["float32", "bfloat16"]
 
 
 def test_without_knowledge_of_the_cpu_auto_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(th.cpu, "get_capabilities", raising=False)
-    assert resolve_dtype("auto", CPU) == "float32"
+    assert resolve_dtype("search_dtype", "auto", CPU) == "float32"
     assert not has_fast_bfloat16(th.device("mps"))
 
 
@@ -52,9 +54,7 @@ def test_presets_and_arguments_choose_the_type() -> None:
     model = make(search_dtype="bfloat16")
     assert model.policy.search_config.dtype == th.bfloat16
     assert all(parameter.dtype == th.float32 for parameter in model.policy.parameters())
-    with pytest.raises(
-        ValueError, match='search_dtype and update_dtype must be "auto", "float32" or "bfloat16", got \'float16\''
-    ):
+    with pytest.raises(ValueError, match='search_dtype must be "auto", "float32" or "bfloat16", got \'float16\''):
         make(search_dtype="float16")
 
 
@@ -97,6 +97,43 @@ def test_decoding_is_exact_in_mixed_precision() -> None:
     with th.autocast("cpu", th.bfloat16):
         mixed = two_hot.decode(logits)
     th.testing.assert_close(mixed, two_hot.decode(logits))
+
+
+def test_a_step_shows_in_the_losses_that_follow() -> None:
+    """Mixed precision keeps casts of the weights; none may outlive the step that changes them."""
+    model = make(update_dtype="bfloat16", learning_rate=0.1).learn(10)
+    world, seen = model.policy.world_model, []
+    latents, actions = th.rand(5, world.latent_dim), th.zeros(5, 2)
+    learner = model.learner
+    update_prior = learner.update_prior
+
+    def look(*args: Any) -> Any:
+        with th.no_grad(), learner._autocast():
+            seen.append(world.next(latents, actions))
+        return update_prior(*args)
+
+    learner.update_prior = look  # type: ignore[method-assign]
+    model.policy.set_training_mode(True)
+    learner.update(model.replay_buffer.sample(8))
+    with th.no_grad(), th.autocast("cpu", th.bfloat16):
+        th.testing.assert_close(seen[0], world.next(latents, actions))
+
+
+def test_the_paper_preset_searches_in_the_fast_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, expected in ((True, th.bfloat16), (False, th.float32)):
+        monkeypatch.setattr(th.cpu, "get_capabilities", lambda fast=fast: {"avx512_bf16": fast}, raising=False)
+        env = ToyEnv(VECTOR, ACTIONS)
+        model = MBDPO("MlpPolicy", env, preset="paper", model_size=0.02, buffer_size=10, device="cpu")
+        assert model.search_dtype == "auto" and model.policy.search_config.dtype == expected
+
+
+def test_freed_memory_is_asked_for_once_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    empty = th.empty
+    monkeypatch.setattr(hardware.th, "empty", lambda *args, **kwargs: sizes.append(args[0]) or empty(*args, **kwargs))
+    make()
+    # glibc learns from blocks of up to 32 MiB
+    assert sizes.count(LARGEST_LEARNED_BLOCK) == 1 and 31e6 < LARGEST_LEARNED_BLOCK < 32 * 2**20
 
 
 # --- compiling ------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbdpo import MBDPO
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
+from sb3_mbdpo.evaluator import Evaluator
 from sb3_mbdpo.presets import PRESETS
 from tests.fakes import IMAGE, MIXED, UNEVEN, VECTOR, ToyEnv, flat_parameters, toy_envs
 
@@ -548,18 +549,15 @@ def test_other_action_spaces_are_refused(space: spaces.Space) -> None:
         ({"score_samples": 1}, "^score_samples"),
         ({"score_interval": 0}, "score_interval"),
         ({"policy_delay": 0}, "policy_delay"),
+        ({"warm_denoising_steps": 1.5}, "warm_denoising_steps must be a whole number"),
+        ({"compile": "yes"}, "compile must be True or False, got 'yes'"),
+        ({"update_dtype": None}, "update_dtype must be .* got None"),
+        ({"policy_kwargs": {"net_arch": []}}, "net_arch needs at least one hidden width"),
+        ({"policy_kwargs": {"activation_fn": th.nn.PReLU}}, "activation_fn must have no parameters"),
         ({"energy_interval": 0}, "energy_interval"),
         ({"batch_size": 0}, "batch_size"),
     ],
-    ids=[
-        "integer actions",
-        "policy_kwargs",
-        "score_samples",
-        "score_interval",
-        "policy_delay",
-        "energy_interval",
-        "batch_size",
-    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_more_that_cannot_work_is_named(kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -571,3 +569,35 @@ def test_unset_elites_keep_their_share_of_the_samples() -> None:
     full, half = make(), make(n_samples=8)
     assert (half.n_elites, half.n_prior_trajectories) == (full.n_elites // 2, full.n_prior_trajectories // 2)
     assert make(n_samples=8, n_elites=8).n_elites == 8
+
+
+def test_speed_arguments_reach_their_place_and_are_saved(tmp_path: Path) -> None:
+    arguments = {
+        "policy_delay": 2,
+        "energy_interval": 3,
+        "score_interval": 5,
+        "warm_denoising_steps": 1,
+        "search_dtype": "bfloat16",
+        "update_dtype": "bfloat16",
+    }
+    made = make(**arguments)
+    made.save(tmp_path / "model")
+    for model in (made, MBDPO.load(tmp_path / "model")):
+        learner, config = model.learner, model.policy.search_config
+        assert (learner.policy_delay, learner.energy_interval, learner.score_interval) == (2, 3, 5)
+        assert learner.mixed_precision and config.dtype == th.bfloat16 and config.warm_steps == 1
+        assert all(getattr(model, name) == value for name, value in arguments.items())
+    assert MBDPO.load(tmp_path / "model", compile=True).policy.compiled and not made.policy.compiled
+
+
+def test_a_decision_that_continues_a_plan_takes_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, evaluated = make(warm_denoising_steps=1), []
+    evaluate = Evaluator.__call__
+    monkeypatch.setattr("sb3_mbdpo.policies.Evaluator.__call__", lambda *args: evaluated.append(1) or evaluate(*args))
+    _, plans = model.predict(OBSERVATION, deterministic=True)
+    steps = model.denoising_steps - 1
+    assert len(evaluated) == steps > 1
+    model.predict(OBSERVATION, plans, deterministic=True)
+    assert len(evaluated) == steps + 1
+    model.predict(OBSERVATION, plans, np.array([True]), deterministic=True)
+    assert len(evaluated) == 2 * steps + 1

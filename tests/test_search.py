@@ -213,9 +213,11 @@ def test_warm_rows_take_the_last_steps_only() -> None:
     assert not th.allclose(mixed.plan[0], full.plan[0])
 
 
-@pytest.mark.parametrize("warm_steps", [0, 4])
+@pytest.mark.parametrize("warm_steps", [0, 4, 1.5])
 def test_warm_steps_must_fit_the_schedule(warm_steps: int) -> None:
-    with pytest.raises(ValueError, match="warm_denoising_steps must be between 1 and denoising_steps - 1"):
+    with pytest.raises(
+        ValueError, match="warm_denoising_steps must be a whole number between 1 and denoising_steps - 1"
+    ):
         make_config(warm_steps=warm_steps)
 
 
