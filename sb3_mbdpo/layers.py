@@ -27,7 +27,7 @@ def fast_mish(x: th.Tensor) -> th.Tensor:
     """
     negative = x.neg()
     q = negative.sigmoid()
-    return th.addcdiv(negative, negative, q.mul_(q).add_(1), value=-2)
+    return negative.addcdiv_(negative, q.mul_(q).add_(1), value=-2)
 
 
 class _FastMish(th.autograd.Function):

@@ -290,6 +290,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="compile search and losses first")
     parser.add_argument("--loop-steps", type=int, default=300, help="environment steps of each training loop")
     parser.add_argument("--no-sweep", action="store_true")
+    parser.add_argument("--no-rivals", action="store_true", help="leave SAC and TQC out")
     parser.add_argument("--out", type=Path, default=Path("logs", "speed"))
     args = parser.parse_args(argv)
     th.set_num_threads(args.threads)
@@ -320,7 +321,8 @@ def main(argv: list[str] | None = None) -> int:
             for batch in args.update_batches:
                 add(model, preset, measure_update(model, batch, args.seconds))
         model.learner.mixed_precision = False
-        add(model, preset, *measure_rivals(model, args.seconds))
+        if not args.no_rivals:
+            add(model, preset, *measure_rivals(model, args.seconds))
         if args.loop_steps > 0:
             add(model, preset, *measure_loop(preset, args.device, args.loop_steps))
         if not args.no_sweep and preset == args.presets[0]:
