@@ -8,7 +8,7 @@ Run it from the repository's root::
 Without ``--model`` one is trained first, with the zoo's hyperparameters, and kept in ``--out``. Every setting then acts
 deterministically from the same initial states: the search as it was trained, with bfloat16 products, with fewer
 denoising steps for decisions that continue a plan, with fewer candidates, and no search at all. Printed and written to
-``acting.csv``: return, mean absolute difference of its actions from the first setting's in the same situations (in
+``<task>.csv``: return, mean absolute difference of its actions from the first setting's in the same situations (in
 units of the scaled action, -1 to 1), and milliseconds a decision.
 """
 
@@ -85,7 +85,7 @@ def act(model: MBDPO, task: str, episodes: int, reference: SearchConfig) -> dict
             before, begin = state, time.perf_counter()
             action, state = model.predict(obs, state, deterministic=True)
             seconds, decisions = seconds + time.perf_counter() - begin, decisions + 1
-            if decisions % 5 == 0:
+            if decisions % 5 == 1:
                 policy.act_mode, policy.search_config = "search", reference
                 expected, _ = model.predict(obs, before, deterministic=True)
                 policy.act_mode, policy.search_config = own
@@ -114,6 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("logs", "acting"))
     args = parser.parse_args(argv)
+    if args.model and not args.model.exists():
+        parser.error(f"{args.model} does not exist; leave --model out to train one")
     th.set_num_threads(args.threads)
     name = args.task.replace(":", "-").replace("/", "-")
     model = trained(args.task, args.steps, args.seed, args.model or args.out / f"{name}-{args.steps}-{args.seed}.zip")
