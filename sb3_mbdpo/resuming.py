@@ -1,0 +1,161 @@
+"""What makes an MBDPO that was stopped go on as if it had not been: random generators, running plans, whole files."""
+
+import io
+import pathlib
+from collections.abc import Iterable
+from typing import Any, TypedDict
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import TensorDict
+
+from sb3_mbdpo.buffers import SequenceReplayBuffer, check_buffer
+from sb3_mbdpo.policies import MBDPOPolicy
+from sb3_mbdpo.saving import whole_file
+
+
+class RandomState(TypedDict):
+    """State of the random generators, with the seed they started from."""
+
+    seed: int | None
+    device: str
+    policy: np.ndarray
+    action_space: Any
+
+
+class ResumableAlgorithm(OffPolicyAlgorithm):
+    """
+    The part of MBDPO that seeds, saves and loads. Arguments are those of the algorithm.
+
+    Random generators are saved with the model, running plans with the replay buffer whose episodes they belong to.
+    """
+
+    policy: MBDPOPolicy
+    replay_buffer: SequenceReplayBuffer | None
+    act_mode: str
+    episodic: bool | None
+    _plans: np.ndarray | None
+    _restarts: np.ndarray | None
+    _random_state: RandomState | None
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Seed everything random: what Stable-Baselines3 seeds, the policy's own generator and the buffer's.
+
+        :param seed: None changes nothing
+        """
+        super().set_random_seed(seed)
+        if seed is not None and getattr(self, "policy", None) is not None:
+            assert self.replay_buffer is not None
+            self.policy.seed(seed)
+            self.replay_buffer.seed(seed)
+
+    def _restore_random_state(self) -> None:
+        """Go on from the saved generators, unless the model was loaded with another seed than it was saved with."""
+        state = self._random_state
+        if state is None or state["seed"] != self.seed:
+            return
+        self.action_space.np_random.bit_generator.state = state["action_space"]
+        if state["device"] == self.device.type:
+            self.policy.generator.set_state(th.from_numpy(state["policy"]))
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model, random generators included, so that a continued run is the run that was stopped.
+
+        A previous file is replaced only when the new one is complete.
+
+        :param path: File
+        :param exclude: Attributes to leave out
+        :param include: Attributes to save although they are left out by default
+        """
+        self.act_mode = self.policy.act_mode
+        self._random_state = {
+            "seed": self.seed,
+            "device": self.device.type,
+            "policy": self.policy.generator.get_state().numpy(),
+            "action_space": self.action_space.np_random.bit_generator.state,
+        }
+        if isinstance(path, io.BufferedIOBase):
+            super().save(path, exclude, include)
+            return
+        with whole_file(path, "zip") as file:
+            super().save(file, exclude, include)
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer, and with it the running plans of the episodes whose transitions it holds.
+
+        A previous file is replaced only when the new one is complete.
+
+        :param path: File
+        """
+        assert self.replay_buffer is not None, "The replay buffer is not defined"
+        self.replay_buffer.running_plans = None
+        if self._plans is not None and self._restarts is not None:
+            self.replay_buffer.running_plans = (self._plans, self._restarts)
+        if isinstance(path, io.BufferedIOBase):
+            super().save_replay_buffer(path)
+            return
+        with whole_file(path, "pkl") as file:
+            super().save_replay_buffer(file)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer. Like any pickle, the file can run code: load only what you trust.
+
+        :param path: File
+        :param truncate_last_traj: Of no effect: only hindsight buffers have a use for it
+        :raises ValueError: if the buffer holds something else than sequences of this model's environment; the present
+            buffer then stays
+        """
+        present = self.replay_buffer
+        assert present is not None
+        try:
+            super().load_replay_buffer(path, truncate_last_traj)
+            loaded = check_buffer(self.replay_buffer, present)
+        finally:
+            self.replay_buffer = present
+        self.replay_buffer = loaded
+        if self.episodic is None and loaded.has_terminations():
+            self.policy.mark_episodic()
+        self._plans, self._restarts = self.replay_buffer.running_plans or (None, None)
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        Load parameters, as every Stable-Baselines3 algorithm does.
+
+        :param load_path_or_dict: File of a model, or what ``get_parameters`` gave
+        :param exact_match: Whether everything the model has must be there
+        :param device: Where to load to
+        :raises ValueError: for parameters of a model of other sizes
+        """
+        try:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        except RuntimeError as error:
+            if "Error(s) in loading state_dict" not in str(error):
+                raise
+            raise ValueError(
+                "These parameters belong to a model of other sizes: horizon, model_size, policy_kwargs and spaces must "
+                f"be those that it was saved with. PyTorch says: {error}"
+            ) from error
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "learner", "_plans", "_restarts", "_metrics"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names = ["policy", "policy.optimizer", "policy.prior_optimizer"]
+        if self.policy.score_optimizer is not None:
+            names.append("policy.score_optimizer")
+        return names, []
