@@ -181,18 +181,19 @@ def measure_rivals(model: MBDPO, seconds: float) -> list[Row]:
     return rows
 
 
-def measure_loop(preset: str, device: str, steps: int) -> list[Row]:
+def measure_loop(preset: str, device: str, steps: int, compile: bool = False) -> list[Row]:
     """
     Environment steps per second of whole training loops, after the random steps of the start.
 
     :param preset: MBDPO's preset
     :param device: Torch device
     :param steps: Environment steps to measure
+    :param compile: Compile MBDPO first
     :return: Rows of MBDPO, SAC and TQC; the ratio is to SAC's time
     """
     times = {}
     for name, algorithm in (("SAC", SAC), ("TQC", TQC), ("MBDPO", MBDPO)):
-        own = {"preset": preset, "warmup_updates": 0} if algorithm is MBDPO else {}
+        own = {"preset": preset, "warmup_updates": 0, "compile": compile} if algorithm is MBDPO else {}
         model = algorithm("MlpPolicy", _robot(), device=device, seed=0, buffer_size=5000, learning_starts=100, **own)
         model.learn(150)
         times[name] = timed(lambda model=model: model.learn(steps, reset_num_timesteps=False), model.device, 1) / steps
@@ -328,7 +329,7 @@ def main(argv: list[str] | None = None) -> int:
         if not args.no_rivals:
             add(model, preset, *measure_rivals(model, args.seconds))
         if args.loop_steps > 0:
-            add(model, preset, *measure_loop(preset, args.device, args.loop_steps))
+            add(model, preset, *measure_loop(preset, args.device, args.loop_steps, args.compile))
         if not args.no_sweep and preset == args.presets[0]:
             plot(measure_sweep(model, args.seconds / 3), args.out / "speed.png")
     with open(args.out / "speed.csv", "w", newline="") as file:
