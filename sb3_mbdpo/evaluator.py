@@ -254,9 +254,7 @@ class Evaluator:
     def _next_latent(self, x: th.Tensor) -> th.Tensor:
         last = self.model.dynamics[-1]
         assert isinstance(last, NormedLinear)
-        norm = last.norm
-        z: th.Tensor = last.activation(F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps))
-        return z
+        return last.normalise(x)
 
     def _alive(self, z: th.Tensor, count: int) -> th.Tensor | None:
         """1 while no latent up to and including t + 1 looks terminal [H, B, N]; None for tasks that never end."""

@@ -46,8 +46,8 @@ def keep_freed_memory() -> None:
     """
     Have the C library keep freed blocks of up to 32 MB for the next tensor instead of returning them to the system.
 
-    Pages that come back from the system are cleared one by one: on a CPU that costs a wide search more than a quarter
-    of its time. glibc learns the size of blocks worth keeping from the largest that was freed so far; this frees one,
+    Pages that come back from the system are cleared one by one: on a CPU that costs a wide search a good part of its
+    time. glibc learns the size of blocks worth keeping from the largest that was freed so far; this frees one,
     whose pages are never touched. Elsewhere nothing happens.
     """
     th.empty(LARGEST_LEARNED_BLOCK, dtype=th.uint8)

@@ -147,7 +147,15 @@ class NormedLinear(nn.Module):
         :return: [..., out_dim]
         """
         # The functions instead of the modules: their calls are half of the cost of a small layer on a CPU
-        h = F.linear(x, self.linear.weight, self.linear.bias)
+        return self.normalise(F.linear(x, self.linear.weight, self.linear.bias))
+
+    def normalise(self, h: th.Tensor) -> th.Tensor:
+        """
+        What follows the linear layer.
+
+        :param h: [..., out_dim]
+        :return: [..., out_dim]
+        """
         h = F.layer_norm(h, self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps)
         activated: th.Tensor = self.activation(h)
         return activated

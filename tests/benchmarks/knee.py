@@ -28,7 +28,7 @@ VARIANTS = {
     "T 9": "denoising_steps=9",
     "N 32": "n_samples=32",
     "N 128": "n_samples=128",
-    "every update": "policy_delay=1,energy_interval=1,score_interval=4",
+    "every update": "policy_delay=1,energy_interval=1",
 }
 # Environment steps, steps between evaluations, episodes of an evaluation
 TASKS = {
