@@ -30,6 +30,7 @@ COUNTS = (
     ("n_elites", 1),
     ("n_prior_trajectories", 0),
     ("target_horizon", 0),
+    ("prior_horizon", 0),
     ("score_batch_size", 1),
     ("score_samples", 2),
     ("score_interval", 1),
@@ -130,6 +131,10 @@ def check_arguments(model: MBDPO) -> None:
         raise ValueError(f'bootstrap must be "prior" or "score", got {model.bootstrap!r}.')
     if model.bootstrap == "score" and model.score_coef <= 0:
         raise ValueError('bootstrap="score" needs a trained score network: pass score_coef > 0.')
+    if model.prior_horizon > model.horizon:  # type: ignore[operator]  # both are resolved by now
+        raise ValueError(
+            f"prior_horizon must be at most horizon ({model.horizon}), got {model.prior_horizon}; raise horizon too."
+        )
     if not isinstance(model.compile, bool):
         raise ValueError(f"compile must be True or False, got {model.compile!r}.")
     for name in ("search_dtype", "update_dtype"):

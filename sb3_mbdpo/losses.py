@@ -14,7 +14,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_mbdpo.search import random_pair
-from sb3_mbdpo.world_model import WorldModel
+from sb3_mbdpo.world_model import PriorSample, WorldModel
 
 STATISTICS_MOMENTUM = 0.99
 ENERGY_JITTER = 0.5
@@ -238,10 +238,22 @@ def update_energy_statistics(model: WorldModel, energies: th.Tensor, masks: th.T
 
 
 def prior_loss(
-    model: WorldModel, z: th.Tensor, batch: LatentBatch, noise: UpdateNoise, coefficients: LossCoefficients, tau: float
+    model: WorldModel,
+    z: th.Tensor,
+    batch: LatentBatch,
+    noise: UpdateNoise,
+    coefficients: LossCoefficients,
+    tau: float,
+    prior_horizon: int = 0,
+    discount: float | th.Tensor = 0.99,
+    episodic: bool = False,
 ) -> tuple[th.Tensor, Metrics]:
     """
-    Policy loss of the prior: scaled value plus entropy, on the detached latents of the rollout.
+    Policy loss of the prior: scaled value plus entropy.
+
+    The paper asks the critics for the value of the prior's action in each latent of the rollout (``prior_horizon`` 0).
+    With K > 0 the prior is unrolled for K steps in the model from the first latents, and gradients of the return come
+    back through the model: value gradients (Heess et al., 2015). It is the return that the search maximises.
 
     Also moves the running 5-95 percentile range S that scales values.
 
@@ -251,28 +263,76 @@ def prior_loss(
     :param noise: Random numbers
     :param coefficients: Entropy coefficient and rho
     :param tau: Step of the running range
+    :param prior_horizon: Imagined steps K, at most H
+    :param discount: gamma of imagined steps, a number or [B, 1] per task
+    :param episodic: Imagined steps end where the termination head says so
     :return: Scalar loss and metrics
     """
-    sample = model.prior_sample(z, noise.prior, batch.task)
     critics = model.critics.select(noise.prior_critics, detach=True)
-    value = model.value(z, sample.action, batch.task, critics).mean(0)
+    if prior_horizon > 0:
+        draws = noise.prior[: prior_horizon + 1]
+        sample, value = imagined_return(model, z[0], batch.task, critics, draws, discount, episodic)
+        value = value[None]
+    else:
+        sample = model.prior_sample(z, noise.prior, batch.task)
+        value = model.value(z, sample.action, batch.task, critics).mean(0)
     with th.no_grad():
         model.prior_scale.lerp_(percentile_range(value[0].flatten()).clamp(min=1.0).reshape(1), tau)
-    rho = coefficients.rho ** th.arange(len(z), device=z.device)[:, None, None]
-    # The latent after a masked transition is nobody's; the first one always is somebody's
-    masks = th.cat([th.ones_like(batch.masks[:1]), batch.masks])
+    if prior_horizon > 0:
+        weight = th.ones_like(batch.masks[:1])
+    else:
+        rho = coefficients.rho ** th.arange(len(z), device=z.device)[:, None, None]
+        # The latent after a masked transition is nobody's; the first one always is somebody's
+        weight = rho * th.cat([th.ones_like(batch.masks[:1]), batch.masks])
     objective = coefficients.entropy * sample.scaled_entropy + value / model.prior_scale.clone()
     if coefficients.saturation > 0:
         # What the scaled entropy leaves out of the squashed Gaussian's: without it nothing brings a saturated tanh back
         barrier = (1 - sample.action.pow(2) + 1e-6).log().sum(-1, keepdim=True)
         objective = objective + coefficients.saturation * barrier
-    loss = -(objective * rho * masks).mean()
+    loss = -(objective * weight).mean()
     return loss, {
         "prior": loss.detach(),
         "prior_entropy": -sample.log_prob.detach().mean(),
         "value_mean": value.detach()[0].mean(),
         "prior_scale": model.prior_scale[0].clone(),
     }
+
+
+def imagined_return(
+    model: WorldModel,
+    z: th.Tensor,
+    task: th.Tensor | None,
+    critics: Callable[[th.Tensor], th.Tensor],
+    noise: th.Tensor,
+    discount: float | th.Tensor,
+    episodic: bool = False,
+) -> tuple[PriorSample, th.Tensor]:
+    """
+    Unroll the prior in the model, with gradient: its actions, and predicted rewards plus the value where it arrives.
+
+    :param model: World model
+    :param z: Latents to start from [B, L]
+    :param task: Task indices [B]
+    :param critics: Critics asked at the end
+    :param noise: Standard normal draws [K + 1, B, A]
+    :param discount: gamma, a number or [B, 1]
+    :param episodic: Steps end where the termination head says so
+    :return: draws from the prior [K + 1, B, ...], returns [B, 1]
+    """
+    samples: list[PriorSample] = []
+    inputs, weights, weight = [], [], th.ones_like(z[:, :1])
+    for step, draws in enumerate(noise):
+        samples.append(model.prior_sample(z, draws, task))
+        inputs.append(model.join(z, samples[-1].action, task))
+        if step < len(noise) - 1:
+            weights.append(weight)
+            z, weight = model.dynamics(inputs[-1]), weight * discount
+            if episodic and model.termination is not None:
+                weight = weight * (model.termination(model.join(z, None, task)) <= 0)
+    rewards = model.two_hot.decode(model.reward(th.stack(inputs[:-1])))
+    value = model.two_hot.decode(critics(inputs[-1])).mean(0)
+    stacked = PriorSample(*(th.stack(parts) for parts in zip(*samples, strict=True)))
+    return stacked, (th.stack(weights) * rewards).sum(0) + weight * value
 
 
 def percentile_range(x: th.Tensor, low: float = 0.05, high: float = 0.95) -> th.Tensor:

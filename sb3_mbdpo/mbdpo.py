@@ -79,6 +79,9 @@ class MBDPO(ResumableAlgorithm):
         diffusion policy, closer to the one that acts; costs more time per update). Preset
     :param target_horizon: Steps that the bootstrap policy is unrolled in the model before the targets take the critics'
         word (0 in the paper). More steps let values travel faster and trust the model more. Preset
+    :param prior_horizon: Steps that the prior is unrolled in the model in its own objective, at most ``horizon`` (0 in
+        the paper: the critics alone judge its actions). With more, gradients come through the model, which tells
+        actions apart sooner than critics do. Preset
     :param warmup_updates: Updates done at once when learning starts. None: one per step collected so far when
         ``learning_starts`` is None too (the paper's rule), otherwise 0 (as in other SB3 algorithms)
     :param consistency_coef: Weight of the latent consistency loss (20)
@@ -160,6 +163,7 @@ class MBDPO(ResumableAlgorithm):
         act_mode: str = "search",
         bootstrap: str | None = None,
         target_horizon: int | None = None,
+        prior_horizon: int | None = None,
         warmup_updates: int | None = None,
         consistency_coef: float = 20.0,
         reward_coef: float = 0.1,
@@ -222,7 +226,7 @@ class MBDPO(ResumableAlgorithm):
         self.beta_start, self.beta_end = beta_start, beta_end
         self.exploration_noise, self.energy_coef = exploration_noise, energy_coef
         self.act_mode, self.bootstrap, self.warmup_updates = act_mode, bootstrap, warmup_updates
-        self.target_horizon = target_horizon
+        self.target_horizon, self.prior_horizon = target_horizon, prior_horizon
         self.consistency_coef, self.reward_coef, self.value_coef = consistency_coef, reward_coef, value_coef
         self.termination_coef, self.energy_loss_coef = termination_coef, energy_loss_coef
         self.score_coef, self.entropy_coef, self.rho = score_coef, entropy_coef, rho
@@ -276,7 +280,7 @@ class MBDPO(ResumableAlgorithm):
             rho=self.rho,
             saturation=cast(float, self.saturation_coef),
         )
-        names = ["tau", "bootstrap", "target_horizon", "policy_delay", "energy_interval", "score_coef"]
+        names = ["tau", "bootstrap", "target_horizon", "prior_horizon", "policy_delay", "energy_interval", "score_coef"]
         names += ["score_batch_size", "score_samples", "score_interval", "max_grad_norm"]
         mixed = resolve_dtype("update_dtype", self.update_dtype, self.device) == "bfloat16"
         arguments: dict[str, Any] = {name: getattr(self, name) for name in names}

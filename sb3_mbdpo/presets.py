@@ -69,6 +69,7 @@ class Preset:
     exploration_noise: float
     bootstrap: str
     target_horizon: int
+    prior_horizon: int
     saturation_coef: float
     policy_delay: int
     energy_interval: int
@@ -101,6 +102,7 @@ PRESETS: dict[str, Preset] = {
         exploration_noise=0.05,
         bootstrap="prior",
         target_horizon=0,
+        prior_horizon=0,
         saturation_coef=0.0,
         policy_delay=1,
         energy_interval=1,
@@ -125,6 +127,7 @@ PRESETS: dict[str, Preset] = {
         exploration_noise=0.2,
         bootstrap="score",
         target_horizon=2,
+        prior_horizon=0,
         saturation_coef=0.001,
         policy_delay=2,
         energy_interval=2,
@@ -149,6 +152,7 @@ PRESETS: dict[str, Preset] = {
         exploration_noise=0.1,
         bootstrap="score",
         target_horizon=1,
+        prior_horizon=0,
         saturation_coef=0.001,
         policy_delay=1,
         energy_interval=1,

@@ -40,6 +40,7 @@ class Learner:
     :param tau: Polyak step of target critics and value range
     :param bootstrap: Policy that the critics' targets follow, "prior" or "score"
     :param target_horizon: Imagined steps in the critics' targets, see :func:`~sb3_mbdpo.losses.td_target`
+    :param prior_horizon: Imagined steps in the prior's objective, see :func:`~sb3_mbdpo.losses.prior_loss`
     :param policy_delay: Updates of the world model per update of the prior
     :param energy_interval: Updates of the rest of the world model per update of the energy
     :param score_coef: Weight of the score network's loss
@@ -57,6 +58,7 @@ class Learner:
         tau: float,
         bootstrap: str,
         target_horizon: int,
+        prior_horizon: int,
         policy_delay: int,
         energy_interval: int,
         score_coef: float,
@@ -70,7 +72,7 @@ class Learner:
         self.coefficients, self.tau, self.bootstrap = coefficients, tau, bootstrap
         self.without_energy = replace(coefficients, energy=0.0)
         self.energy_interval = energy_interval
-        self.target_horizon, self.policy_delay = target_horizon, policy_delay
+        self.target_horizon, self.prior_horizon, self.policy_delay = target_horizon, prior_horizon, policy_delay
         self.score_coef, self.score_batch_size = score_coef, score_batch_size
         self.score_config = with_samples(policy.search_config, score_samples)
         self.score_interval, self.max_grad_norm = score_interval, max_grad_norm
@@ -185,7 +187,17 @@ class Learner:
         :return: metrics
         """
         with self._autocast():
-            loss, values = self._prior_loss(self.model, z, batch, noise, self.coefficients, self.tau)
+            loss, values = self._prior_loss(
+                self.model,
+                z,
+                batch,
+                noise,
+                self.coefficients,
+                self.tau,
+                self.prior_horizon,
+                self.policy.search_config.discount,
+                self.policy.episodic,
+            )
         metrics = {f"train/{name}": value for name, value in values.items()}
         metrics["train/prior_loss"] = metrics.pop("train/prior")
         metrics["train/prior_grad_norm"] = self._step(self.policy.prior_optimizer, loss)

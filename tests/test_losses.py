@@ -12,6 +12,7 @@ from sb3_mbdpo.losses import (
     cross_td_error,
     draw_update_noise,
     energy_loss,
+    imagined_return,
     prior_loss,
     td_target,
     update_energy_statistics,
@@ -310,6 +311,47 @@ def test_prior_loss_by_hand() -> None:
     th.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     assert metrics["prior_scale"].item() == pytest.approx(scale) == model.prior_scale.item()
     assert all(not value.requires_grad for value in metrics.values())
+
+
+def test_prior_loss_through_the_model_by_hand() -> None:
+    model = make_model()
+    for head in (model.reward[-1], model.critics.weights[-1]):
+        th.nn.init.normal_(head.weight if isinstance(head, th.nn.Linear) else head, std=0.3)
+    batch = make_batch(model)
+    noise = noise_for(model, batch)
+    start = th.rand(4, 6, 16, generator=generator())
+    loss, _ = prior_loss(model, start, batch, noise, COEFFICIENTS, 1.0, prior_horizon=2, discount=0.9)
+    z, total, entropy = start[0], th.zeros(6, 1), []
+    for t in range(3):
+        sample = model.prior_sample(z, noise.prior[t])
+        entropy.append(sample.scaled_entropy)
+        if t < 2:
+            total = total + 0.9**t * model.predict_reward(z, sample.action)
+            z = model.next(z, sample.action)
+        else:
+            total = total + 0.81 * model.value(z, sample.action)[noise.prior_critics].mean(0)
+    expected = -(total / model.prior_scale).mean() - 1e-2 * th.stack(entropy).mean()
+    th.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    ours, by_hand = (th.autograd.grad(x, [*model.prior.parameters()], retain_graph=True) for x in (loss, expected))
+    for a, b in zip(ours, by_hand, strict=True):
+        th.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    # The paper's objective does not see the rewards of the model
+    assert not th.allclose(loss, prior_loss(model, start, batch, noise, COEFFICIENTS, 0.0)[0])
+
+
+def test_imagined_steps_of_the_prior_end_where_the_model_says_so() -> None:
+    model = make_model()
+    assert model.termination is not None
+    batch = make_batch(model)
+    noise = noise_for(model, batch)
+    th.nn.init.normal_(model.critics.weights[-1], std=0.3)
+    z = th.rand(4, 6, 16, generator=generator())
+    th.nn.init.constant_(model.termination[-1].bias, 100.0)
+    critics = model.critics.select(noise.prior_critics)
+    samples, ended = imagined_return(model, z[0], None, critics, noise.prior[:2], 0.9, episodic=True)
+    th.testing.assert_close(ended, model.predict_reward(z[0], samples.action[0]))
+    _, endless = imagined_return(model, z[0], None, critics, noise.prior[:2], 0.9, episodic=False)
+    assert not th.allclose(ended, endless)
 
 
 def test_prior_learns_the_better_action() -> None:

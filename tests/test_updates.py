@@ -21,6 +21,7 @@ def learner_for(policy: MBDPOPolicy, **kwargs: Any) -> Learner:
         "tau": 0.01,
         "bootstrap": "prior",
         "target_horizon": 0,
+        "prior_horizon": 0,
         "policy_delay": 1,
         "energy_interval": 1,
         "score_coef": 1.0,
