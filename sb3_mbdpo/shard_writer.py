@@ -1,0 +1,240 @@
+"""Writes episodes as shards (see ``shards``), so that a set on disk is either complete or not there."""
+
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
+
+from sb3_mbdpo.shards import DESCRIPTION, INDEX, Description, Field, TaskData
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes that convert the same set at once are not told apart
+    fcntl = None  # type: ignore[assignment]
+
+SHARD_BYTES = 2**27
+
+
+@dataclass
+class _Column:
+    """One field being written: files of ``rows_per_file`` rows, and the checksum of each."""
+
+    layout: Field
+    directory: Path
+    checksums: list[int] = field(default_factory=list)
+    rows: int = 0
+    file: BinaryIO | None = None
+
+    def write(self, values: np.ndarray) -> None:
+        """:param values: Rows [N, *shape]"""
+        values = np.ascontiguousarray(values, self.layout.dtype)
+        limit = self.layout.rows_per_file
+        while len(values) > 0:
+            if self.rows % limit == 0:
+                self.close()
+                self.file = (self.directory / self.layout.file(self.rows // limit)).open("xb")
+                self.checksums.append(0)
+            assert self.file is not None
+            part, values = np.split(values, [limit - self.rows % limit])
+            content = part.reshape(-1).view(np.uint8).data
+            self.file.write(content)
+            self.checksums[-1] = zlib.crc32(content, self.checksums[-1])
+            self.rows += len(part)
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+        self.file = None
+
+
+class ShardWriter:
+    """
+    Context manager that writes a set into a hidden folder beside ``path`` and renames it when the block ends well.
+
+    After an error nothing is left behind; what a killed process left is removed by the next one. A set that was at
+    ``path`` before stands until the new one is complete.
+
+    :param path: Folder of the set
+    :param observation_space: Space of the observations, images channels first
+    :param action_space: Space of the actions before they were scaled to [-1, 1]
+    :param fingerprint: What tells the source from another or a changed one
+    :param tasks: What is known of the tasks, by index; episodes and transitions are counted here
+    :param shard_bytes: Largest size of a file, bytes
+    :raises ValueError: on leaving the block without a single transition, or while another process writes the same set
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        fingerprint: str = "",
+        tasks: Iterable[TaskData] = (TaskData(),),
+        shard_bytes: int = SHARD_BYTES,
+    ):
+        self.path = Path(path)
+        self.observation_space, self.action_space, self.fingerprint = observation_space, action_space, fingerprint
+        self.tasks, self.shard_bytes = tuple(tasks), shard_bytes
+        self._part = self.path.with_name(f".{self.path.name}.part")
+        self._lock: int | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._acquire()
+        for left_over in self._part.iterdir():
+            left_over.unlink()
+        self._index: dict[str, list[np.ndarray]] = {name: [] for name in INDEX}
+        shapes = get_obs_shape(self.observation_space)
+        self._observations: dict[str | None, _Column] = {}
+        if isinstance(self.observation_space, spaces.Dict):
+            assert isinstance(shapes, dict)
+            for number, (key, space) in enumerate(self.observation_space.items()):
+                self._observations[key] = self._column("observations", key, space.dtype, shapes[key], f"-{number}")
+        else:
+            assert isinstance(shapes, tuple)
+            self._observations[None] = self._column("observations", None, self.observation_space.dtype, shapes)
+        self._actions = self._column("actions", None, np.float32, (get_action_dim(self.action_space),))
+        self._rewards = self._column("rewards", None, np.float32, ())
+        return self
+
+    def _column(self, name: str, key: str | None, dtype: Any, shape: tuple[int, ...], suffix: str = "") -> _Column:
+        dtype = np.dtype(np.float32 if np.issubdtype(dtype, np.floating) else dtype)
+        layout = Field(name, key, str(dtype), shape, name + suffix, 1, 0, ())
+        return _Column(replace(layout, rows_per_file=max(self.shard_bytes // layout.row_bytes, 1)), self._part)
+
+    def add(self, observations: Any, actions: np.ndarray, rewards: np.ndarray, terminated: bool, task: int = 0) -> None:
+        """
+        Append an episode of T transitions.
+
+        :param observations: [T + 1, *obs_shape], or a dict of such arrays
+        :param actions: [T, action_dim], scaled to [-1, 1]
+        :param rewards: [T]
+        :param terminated: Whether it ended by a true termination
+        :param task: Index of its task
+        :raises ValueError: if shapes do not fit
+        """
+        observations = _each(lambda values: np.asarray(values)[None], observations)
+        self.add_block(
+            observations, np.asarray(actions)[None], np.asarray(rewards)[None], np.array([terminated]), np.array([task])
+        )
+
+    def add_block(
+        self, observations: Any, actions: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, tasks: np.ndarray
+    ) -> None:
+        """
+        Append N episodes of T transitions each.
+
+        :param observations: [N, T + 1, *obs_shape], or a dict of such arrays
+        :param actions: [N, T, action_dim], scaled to [-1, 1]
+        :param rewards: [N, T]
+        :param terminated: [N] whether each ended by a true termination
+        :param tasks: [N] index of each one's task
+        :raises ValueError: if shapes do not fit
+        """
+        episodes, length = rewards.shape
+        parts = observations if isinstance(observations, dict) else {None: observations}
+        if parts.keys() != self._observations.keys():
+            raise ValueError(f"Observations have the keys {list(parts)}, not {list(self._observations)}.")
+        if length < 1 or not ((tasks >= 0) & (tasks < len(self.tasks))).all():
+            raise ValueError(f"Episodes need a transition and a task below {len(self.tasks)}, got {length} of {tasks}.")
+        blocks = [(self._observations[key], np.asarray(values), 1) for key, values in parts.items()]
+        blocks += [(self._actions, actions, 0), (self._rewards, rewards, 0)]
+        flat = []
+        for column, values, more in blocks:
+            shape, wanted = values.shape, (episodes, length + more, *column.layout.shape)
+            if np.prod(shape, dtype=np.int64) != np.prod(wanted, dtype=np.int64) or shape[:2] != wanted[:2]:
+                raise ValueError(f"{column.layout.name} are of shape {shape}, expected {wanted}.")
+            flat.append((column, values.reshape(-1, *column.layout.shape)))
+        for column, values in flat:
+            column.write(values)
+        entries = np.full(episodes, length), tasks, terminated, rewards.sum(axis=1, dtype=np.float64)
+        for (name, dtype), values in zip(INDEX.items(), entries, strict=True):
+            self._index[name].append(np.asarray(values, dtype))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        columns = [*self._observations.values(), self._actions, self._rewards]
+        try:
+            for column in columns:
+                column.close()
+            if kind is None:
+                self._finish(columns)
+        finally:
+            shutil.rmtree(self._part, ignore_errors=True)
+            self._release()
+
+    def _finish(self, columns: list[_Column]) -> None:
+        if self._rewards.rows == 0:
+            raise ValueError(f"There is no transition to write to {self.path}: the source is empty.")
+        index = {name: np.concatenate(parts) for name, parts in self._index.items()}
+        sums = {}
+        for name, values in index.items():
+            (self._part / f"{name}.bin").write_bytes(values.tobytes())
+            sums[name] = zlib.crc32(values.tobytes())
+        fields = tuple(replace(c.layout, rows=c.rows, checksums=tuple(c.checksums)) for c in columns)
+        tasks = tuple(self._counted(number, index) for number in range(len(self.tasks)))
+        description = Description(
+            self.observation_space,
+            self.action_space,
+            fields,
+            tasks,
+            len(index["lengths"]),
+            self._rewards.rows,
+            self.fingerprint,
+            sums,
+        )
+        (self._part / DESCRIPTION).write_text(description.to_json())
+        old = self.path.with_name(f".{self.path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.path.exists():
+            os.rename(self.path, old)
+        os.rename(self._part, self.path)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _counted(self, number: int, index: dict[str, np.ndarray]) -> TaskData:
+        lengths = index["lengths"][index["tasks"] == number]
+        task = self.tasks[number]
+        longest = int(lengths.max(initial=0)) or None
+        return replace(
+            task,
+            episodes=len(lengths),
+            transitions=int(lengths.sum(dtype=np.int64)),
+            max_episode_length=task.max_episode_length or longest,
+        )
+
+    def _acquire(self) -> None:
+        """Make the hidden folder and lock it; the system lets go of the lock of a process that is killed."""
+        while True:
+            self._part.mkdir(exist_ok=True)
+            if fcntl is None:
+                return
+            self._lock = os.open(self._part, os.O_RDONLY)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Whoever held it may have renamed the folder by now: then this is the lock of a finished set
+                if self._part.exists() and os.path.samestat(os.stat(self._part), os.fstat(self._lock)):
+                    return
+            except BlockingIOError as error:
+                self._release()
+                raise ValueError(f"Another process is writing {self.path}: wait for it and try again.") from error
+            self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _each(function: Callable[[Any], Any], tree: Any) -> Any:
+    return {key: function(value) for key, value in tree.items()} if isinstance(tree, dict) else function(tree)
