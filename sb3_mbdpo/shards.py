@@ -151,7 +151,7 @@ class Description:
         try:
             values = json.loads(file.read_text())
             found = values.pop("format"), values.pop("version")
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{file} cannot be read: delete the folder and convert the data set again.") from error
         if found != (FORMAT, VERSION):
             raise ValueError(f"{file} is of format {found}, not {(FORMAT, VERSION)}: convert the data set again.")
