@@ -4,7 +4,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 
-from sb3_mbdpo.shards import DESCRIPTION, INDEX, Description, Field, TaskData
+from sb3_mbdpo.shard_format import DESCRIPTION, INDEX, Description, Field, TaskData, row_file
 
 try:
     import fcntl
@@ -23,30 +23,26 @@ except ImportError:  # Windows: two processes that convert the same set at once 
 SHARD_BYTES = 2**27
 
 
-@dataclass
-class _Column:
-    """One field being written: files of ``rows_per_file`` rows, and the checksum of each."""
+class _RowFiles:
+    """Rows being written: files of ``rows_per_file`` rows, and the checksum of each."""
 
-    layout: Field
-    directory: Path
-    checksums: list[int] = field(default_factory=list)
-    rows: int = 0
-    file: BinaryIO | None = None
+    def __init__(self, directory: Path, rows_per_file: int):
+        self.directory, self.rows_per_file = directory, rows_per_file
+        self.checksums: list[int] = []
+        self.rows = 0
+        self.file: BinaryIO | None = None
 
-    def write(self, values: np.ndarray) -> None:
-        """:param values: Rows [N, *shape]"""
-        values = np.ascontiguousarray(values, self.layout.dtype)
-        limit = self.layout.rows_per_file
-        while len(values) > 0:
-            if self.rows % limit == 0:
+    def write(self, rows: np.ndarray) -> None:
+        """:param rows: Bytes [N, row_bytes]"""
+        while len(rows) > 0:
+            if self.rows % self.rows_per_file == 0:
                 self.close()
-                self.file = (self.directory / self.layout.file(self.rows // limit)).open("xb")
+                self.file = (self.directory / row_file(len(self.checksums))).open("xb")
                 self.checksums.append(0)
             assert self.file is not None
-            part, values = np.split(values, [limit - self.rows % limit])
-            content = part.reshape(-1).view(np.uint8).data
-            self.file.write(content)
-            self.checksums[-1] = zlib.crc32(content, self.checksums[-1])
+            part, rows = np.split(rows, [self.rows_per_file - self.rows % self.rows_per_file])
+            self.file.write(part.data)
+            self.checksums[-1] = zlib.crc32(part.data, self.checksums[-1])
             self.rows += len(part)
 
     def close(self) -> None:
@@ -94,23 +90,27 @@ class ShardWriter:
         for left_over in self._part.iterdir():
             left_over.unlink()
         self._index: dict[str, list[np.ndarray]] = {name: [] for name in INDEX}
-        shapes = get_obs_shape(self.observation_space)
-        self._observations: dict[str | None, _Column] = {}
-        if isinstance(self.observation_space, spaces.Dict):
-            assert isinstance(shapes, dict)
-            for number, (key, space) in enumerate(self.observation_space.items()):
-                self._observations[key] = self._column("observations", key, space.dtype, shapes[key], f"-{number}")
-        else:
-            assert isinstance(shapes, tuple)
-            self._observations[None] = self._column("observations", None, self.observation_space.dtype, shapes)
-        self._actions = self._column("actions", None, np.float32, (get_action_dim(self.action_space),))
-        self._rewards = self._column("rewards", None, np.float32, ())
+        self._fields = self._make_fields()
+        self._row_bytes = sum(entry.nbytes for entry in self._fields)
+        self._rows = _RowFiles(self._part, max(self.shard_bytes // self._row_bytes, 1))
         return self
 
-    def _column(self, name: str, key: str | None, dtype: Any, shape: tuple[int, ...], suffix: str = "") -> _Column:
-        dtype = np.dtype(np.float32 if np.issubdtype(dtype, np.floating) else dtype)
-        layout = Field(name, key, str(dtype), shape, name + suffix, 1, 0, ())
-        return _Column(replace(layout, rows_per_file=max(self.shard_bytes // layout.row_bytes, 1)), self._part)
+    def _make_fields(self) -> list[Field]:
+        """Layout of a row: observations by key, action, reward."""
+        shapes, space = get_obs_shape(self.observation_space), self.observation_space
+        if isinstance(space, spaces.Dict):
+            assert isinstance(shapes, dict)
+            entries: list[tuple[str, str | None, Any, Any]]
+            entries = [("observations", key, part.dtype, shapes[key]) for key, part in space.items()]
+        else:
+            entries = [("observations", None, space.dtype, shapes)]
+        entries += [("actions", None, np.float32, (get_action_dim(self.action_space),))]
+        entries += [("rewards", None, np.float32, ())]
+        fields: list[Field] = []
+        for name, key, dtype, shape in entries:
+            dtype = np.dtype(np.float32 if np.issubdtype(dtype, np.floating) else dtype)
+            fields.append(Field(name, key, str(dtype), shape, fields[-1].span.stop if fields else 0))
+        return fields
 
     def add(self, observations: Any, actions: np.ndarray, rewards: np.ndarray, terminated: bool, task: int = 0) -> None:
         """
@@ -143,20 +143,20 @@ class ShardWriter:
         """
         episodes, length = rewards.shape
         parts = observations if isinstance(observations, dict) else {None: observations}
-        if parts.keys() != self._observations.keys():
-            raise ValueError(f"Observations have the keys {list(parts)}, not {list(self._observations)}.")
+        keys = [entry.key for entry in self._fields[:-2]]
+        if set(parts) != set(keys):
+            raise ValueError(f"Observations have the keys {list(parts)}, not {keys}.")
         if length < 1 or not ((tasks >= 0) & (tasks < len(self.tasks))).all():
             raise ValueError(f"Episodes need a transition and a task below {len(self.tasks)}, got {length} of {tasks}.")
-        blocks = [(self._observations[key], np.asarray(values), 1) for key, values in parts.items()]
-        blocks += [(self._actions, actions, 0), (self._rewards, rewards, 0)]
-        flat = []
-        for column, values, more in blocks:
-            shape, wanted = values.shape, (episodes, length + more, *column.layout.shape)
-            if np.prod(shape, dtype=np.int64) != np.prod(wanted, dtype=np.int64) or shape[:2] != wanted[:2]:
-                raise ValueError(f"{column.layout.name} are of shape {shape}, expected {wanted}.")
-            flat.append((column, values.reshape(-1, *column.layout.shape)))
-        for column, values in flat:
-            column.write(values)
+        rows = np.zeros((episodes, length + 1, self._row_bytes), np.uint8)
+        for entry, values in zip(self._fields, [*(parts[key] for key in keys), actions, rewards], strict=True):
+            values, steps = np.asarray(values), length + (entry.name == "observations")
+            if values.shape[:2] != (episodes, steps) or values[0, 0].size != np.prod(entry.shape, dtype=np.int64):
+                wanted = (episodes, steps, *entry.shape)
+                raise ValueError(f"{entry.name} are of shape {values.shape}, expected {wanted}.")
+            values = np.ascontiguousarray(values, entry.dtype).reshape(episodes, steps, -1)
+            rows[:, :steps, entry.span] = values.view(np.uint8)
+        self._rows.write(rows.reshape(-1, self._row_bytes))
         entries = np.full(episodes, length), tasks, terminated, rewards.sum(axis=1, dtype=np.float64)
         for (name, dtype), values in zip(INDEX.items(), entries, strict=True):
             self._index[name].append(np.asarray(values, dtype))
@@ -164,33 +164,33 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        columns = [*self._observations.values(), self._actions, self._rewards]
         try:
-            for column in columns:
-                column.close()
+            self._rows.close()
             if kind is None:
-                self._finish(columns)
+                self._finish()
         finally:
             shutil.rmtree(self._part, ignore_errors=True)
             self._release()
 
-    def _finish(self, columns: list[_Column]) -> None:
-        if self._rewards.rows == 0:
+    def _finish(self) -> None:
+        if self._rows.rows == 0:
             raise ValueError(f"There is no transition to write to {self.path}: the source is empty.")
         index = {name: np.concatenate(parts) for name, parts in self._index.items()}
         sums = {}
         for name, values in index.items():
             (self._part / f"{name}.bin").write_bytes(values.tobytes())
             sums[name] = zlib.crc32(values.tobytes())
-        fields = tuple(replace(c.layout, rows=c.rows, checksums=tuple(c.checksums)) for c in columns)
         tasks = tuple(self._counted(number, index) for number in range(len(self.tasks)))
         description = Description(
             self.observation_space,
             self.action_space,
-            fields,
+            tuple(self._fields),
+            self._row_bytes,
+            self._rows.rows_per_file,
+            tuple(self._rows.checksums),
             tasks,
             len(index["lengths"]),
-            self._rewards.rows,
+            int(index["lengths"].sum(dtype=np.int64)),
             self.fingerprint,
             sums,
         )

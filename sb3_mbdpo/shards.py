@@ -1,31 +1,26 @@
 """Episodes on disk, sampled as windows: data sets that are larger than memory.
 
-A set is a folder: ``description.json``, a few small per-episode arrays, and the data in plain binary files of bounded
-size, one series for each field. Windows are gathered through memory maps whose pages are handed back regularly, so
-that what stays resident does not grow with the set. ``shard_writer`` writes such a folder.
+A set is a folder: ``description.json``, a few small per-episode arrays, and the rows of all episodes, one after the
+other, in plain binary files of bounded size. An episode of T transitions has T + 1 rows; a row is an observation, and
+the action and reward that follow it (zeros in the last). Fields lie side by side, so that a window is one place on the
+disk. Windows are gathered through memory maps whose pages are handed back regularly: what stays resident does not grow
+with the set. ``shard_writer`` writes such a folder.
 """
 
-import json
 import mmap
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbdpo.buffers import SequenceSamples
-from sb3_mbdpo.typed_spaces import space_from_json, space_to_json
+from sb3_mbdpo.shard_format import INDEX, Description, row_file
 
-FORMAT, VERSION = "sb3_mbdpo shards", 1
-DESCRIPTION = "description.json"
-# Arrays with one entry for each episode: transitions, task, whether it terminated, sum of rewards
-INDEX = {"lengths": np.int32, "tasks": np.int32, "terminated": np.bool_, "returns": np.float64}
 BALANCES = ("proportional", "balanced")
 # Checksums of all data are compared by default up to this size: a second or so
 VERIFY_BYTES = 2**30
@@ -33,179 +28,42 @@ VERIFY_BYTES = 2**30
 FAULT_BYTES = 2**16
 
 
-@dataclass(frozen=True)
-class Field:
-    """
-    One field of the data: rows of one shape, cut into files.
+class _Rows:
+    """The rows of a set, whose pages are read when they are needed."""
 
-    :param name: "observations", "actions" or "rewards"
-    :param key: Key of a Dict observation, None otherwise
-    :param dtype: Name of the NumPy type
-    :param shape: Shape of a row
-    :param stem: Beginning of the names of its files
-    :param rows_per_file: Rows in each file but the last
-    :param rows: Rows in all
-    :param checksums: CRC-32 of each file
-    """
-
-    name: str
-    key: str | None
-    dtype: str
-    shape: tuple[int, ...]
-    stem: str
-    rows_per_file: int
-    rows: int
-    checksums: tuple[int, ...]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row."""
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
-
-    def file(self, index: int) -> str:
-        """Name of the index-th file."""
-        return f"{self.stem}-{index:05d}.bin"
-
-    def file_rows(self, index: int) -> int:
-        """Rows of the index-th file."""
-        return min(self.rows_per_file, self.rows - index * self.rows_per_file)
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """
-    What is known about one task of a set.
-
-    :param name: Its name, or None in a set of a single task
-    :param observation_size: Entries of its observations that are not padding, None if unknown
-    :param action_size: The same for its actions
-    :param episodes: Episodes in the set
-    :param transitions: Transitions in the set
-    :param max_episode_length: Time limit if known, otherwise the longest episode, in environment steps
-    :param ref_min_score: Return that counts as 0, None if unknown
-    :param ref_max_score: Return that counts as 1, None if unknown
-    """
-
-    name: str | None = None
-    observation_size: int | None = None
-    action_size: int | None = None
-    episodes: int = 0
-    transitions: int = 0
-    max_episode_length: int | None = None
-    ref_min_score: float | None = None
-    ref_max_score: float | None = None
-
-    def normalized_score(self, episode_return: float) -> float | None:
-        """
-        A return on the scale from ``ref_min_score`` (0) to ``ref_max_score`` (1).
-
-        :param episode_return: Undiscounted return
-        :return: None where the references are unknown or equal
-        """
-        low, high = self.ref_min_score, self.ref_max_score
-        return None if low is None or high is None or low == high else (episode_return - low) / (high - low)
-
-
-@dataclass(frozen=True)
-class Description:
-    """
-    Content of ``description.json``.
-
-    :param observation_space: Space of the stored observations, images channels first
-    :param action_space: Space of the actions before they were scaled to [-1, 1]
-    :param fields: Fields of the data
-    :param tasks: Tasks, by index
-    :param episodes: Number of episodes
-    :param transitions: Number of transitions
-    :param fingerprint: What tells the source from another or a changed one
-    :param index_checksums: CRC-32 of the per-episode arrays
-    """
-
-    observation_space: spaces.Space
-    action_space: spaces.Box
-    fields: tuple[Field, ...]
-    tasks: tuple[TaskData, ...]
-    episodes: int
-    transitions: int
-    fingerprint: str
-    index_checksums: dict[str, int] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """The file's text."""
-        values = asdict(self) | {
-            "observation_space": space_to_json(self.observation_space),
-            "action_space": space_to_json(self.action_space),
-        }
-        return json.dumps({"format": FORMAT, "version": VERSION, **values}, indent=1)
-
-    @classmethod
-    def read(cls, path: str | Path) -> "Description":
-        """
-        :param path: Folder of the set
-        :return: Its description
-        :raises ValueError: if the folder holds no set of this format and version
-        """
-        file = Path(path, DESCRIPTION)
-        if not file.is_file():
-            raise ValueError(f"{path} holds no shards ({DESCRIPTION} is missing): convert a data set first.")
-        try:
-            values = json.loads(file.read_text())
-            found = values.pop("format"), values.pop("version")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{file} cannot be read: delete the folder and convert the data set again.") from error
-        if found != (FORMAT, VERSION):
-            raise ValueError(f"{file} is of format {found}, not {(FORMAT, VERSION)}: convert the data set again.")
-        try:
-            values["fields"] = tuple(
-                Field(**entry | {"shape": tuple(entry["shape"]), "checksums": tuple(entry["checksums"])})
-                for entry in values["fields"]
-            )
-            values["tasks"] = tuple(TaskData(**entry) for entry in values["tasks"])
-            for name in ("observation_space", "action_space"):
-                values[name] = space_from_json(values[name])
-            return cls(**values)
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{file} is damaged ({error}): delete the folder and convert again.") from error
-
-
-class _Column:
-    """The files of one field, as arrays whose pages are read when they are needed."""
-
-    def __init__(self, directory: Path, layout: Field, verify: bool):
-        self.layout = layout
+    def __init__(self, directory: Path, description: Description, verify: bool):
+        self.row_bytes, self.rows_per_file = description.row_bytes, description.rows_per_file
         self._maps: list[mmap.mmap] = []
         self._arrays: list[np.ndarray] = []
-        for index, checksum in enumerate(layout.checksums):
-            path = directory / layout.file(index)
-            size = layout.file_rows(index) * layout.row_bytes
-            _check_size(path, size)
+        for index, checksum in enumerate(description.checksums):
+            path = directory / row_file(index)
+            rows = min(self.rows_per_file, description.rows - index * self.rows_per_file)
+            _check_size(path, rows * self.row_bytes)
+            if verify:
+                _check_sum(path, checksum)
             with path.open("rb") as file:
-                if verify:
-                    _check_sum(path, checksum)
                 pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             if hasattr(mmap, "MADV_RANDOM"):
                 # Windows lie anywhere: reading ahead would fetch what nobody asked for
                 pages.madvise(mmap.MADV_RANDOM)
             self._maps.append(pages)
-            self._arrays.append(np.frombuffer(pages, layout.dtype).reshape(-1, *layout.shape))
+            self._arrays.append(np.frombuffer(pages, np.uint8).reshape(rows, self.row_bytes))
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
+    def take(self, index: np.ndarray) -> np.ndarray:
         """
-        :param rows: Row numbers of any shape
-        :return: The rows, [*rows.shape, *row shape]
+        :param index: Row numbers of any shape
+        :return: The rows as bytes [*index.shape, row_bytes]
         """
-        flat, layout = rows.reshape(-1), self.layout
-        if len(self._arrays) == 1:
-            return self._arrays[0].take(flat, axis=0).reshape(*rows.shape, *layout.shape)
-        file = flat // layout.rows_per_file
+        flat = index.reshape(-1)
+        file = flat // self.rows_per_file
         order = np.argsort(file, kind="stable")
         # One gather for each file that is met, not for each row
         bounds = np.searchsorted(file[order], np.arange(len(self._arrays) + 1))
-        out = np.empty((len(flat), *layout.shape), layout.dtype)
-        for index in np.flatnonzero(np.diff(bounds)).tolist():
-            part = order[bounds[index] : bounds[index + 1]]
-            out[part] = self._arrays[index].take(flat[part] - index * layout.rows_per_file, axis=0)
-        return out.reshape(*rows.shape, *layout.shape)
+        out = np.empty((len(flat), self.row_bytes), np.uint8)
+        for number in np.flatnonzero(np.diff(bounds)).tolist():
+            part = order[bounds[number] : bounds[number + 1]]
+            out[part] = self._arrays[number].take(flat[part] - number * self.rows_per_file, axis=0)
+        return out.reshape(*index.shape, self.row_bytes)
 
     def release(self) -> None:
         """Hand the pages back; the system keeps them cached as long as it has room."""
@@ -252,8 +110,8 @@ class ShardedDataset:
         self.tasks = description.tasks
         self._read_index()
         if verify is None:
-            verify = sum(entry.rows * entry.row_bytes for entry in description.fields) <= VERIFY_BYTES
-        self._columns = {(layout.name, layout.key): _Column(self.path, layout, verify) for layout in description.fields}
+            verify = description.rows * description.row_bytes <= VERIFY_BYTES
+        self._rows = _Rows(self.path, description, verify)
         self.resident_bytes, self._mapped = resident_bytes, 0
         self.seed(seed)
 
@@ -323,18 +181,20 @@ class ShardedDataset:
         episode, transition = self._draw(batch_size)
         last = np.minimum(self._starts[episode + 1] - transition, self.horizon) - 1
         steps = np.arange(self.horizon + 1)[:, None]
-        rows = transition + np.minimum(steps[:-1], last)
         masked = steps[:-1] > last
-        # Every episode has one observation more than transitions
-        observation_rows = transition + episode + np.minimum(steps, last + 1)
-        observations = self._observations(observation_rows)
-        actions = self._columns["actions", None].take(rows)
-        rewards = self._columns["rewards", None].take(rows)
-        terminations = (rows == self._starts[episode + 1] - 1) & self._terminated[episode]
+        # Every episode before this one has a row more than it has transitions
+        rows = self._rows.take(transition + episode + np.minimum(steps, last + 1))
+        self._count_pages(batch_size)
+        fields = {(field.name, field.key): field for field in self.description.fields}
+        by_key = {key: field.read(rows) for (name, key), field in fields.items() if name == "observations"}
+        observations: Any = by_key.get(None, by_key)
+        actions = fields["actions", None].read(rows[:-1])
+        rewards = fields["rewards", None].read(rows[:-1])
+        terminations = (steps[:-1] == last) & self._terminated[episode]
+        terminations &= transition + last == self._starts[episode + 1] - 1
         if env is not None:
             observations, rewards = env.normalize_obs(observations), env.normalize_reward(rewards)
-        actions[masked], rewards[masked], terminations[masked] = 0, 0, False
-        self._count_pages(batch_size)
+        actions[masked], rewards[masked] = 0, 0
         return SequenceSamples(
             observations=_each(self._tensor, observations),
             actions=self._tensor(actions),
@@ -357,19 +217,12 @@ class ShardedDataset:
         episode = self._order[place]
         return episode, self._starts[episode] + number - self._ordered_starts[place]
 
-    def _observations(self, rows: np.ndarray) -> Any:
-        columns = {key: column for (name, key), column in self._columns.items() if name == "observations"}
-        if None in columns:
-            return columns[None].take(rows)
-        return {key: column.take(rows) for key, column in columns.items()}
-
     def _count_pages(self, batch_size: int) -> None:
         """Hand pages back before too many are mapped; what a window maps is estimated from above."""
-        window = sum(FAULT_BYTES + (self.horizon + 1) * column.layout.row_bytes for column in self._columns.values())
+        window = FAULT_BYTES + (self.horizon + 1) * self.description.row_bytes
         self._mapped += batch_size * window
         if self._mapped > self.resident_bytes:
-            for column in self._columns.values():
-                column.release()
+            self._rows.release()
             self._mapped = 0
 
     def _tensor(self, array: np.ndarray) -> th.Tensor:

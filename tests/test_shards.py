@@ -8,8 +8,9 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_mbdpo.shard_format import TaskData
 from sb3_mbdpo.shard_writer import ShardWriter
-from sb3_mbdpo.shards import ShardedDataset, TaskData
+from sb3_mbdpo.shards import ShardedDataset
 from tests.fakes import ACTIONS, VECTOR, toy_envs
 
 Episode = tuple[np.ndarray, np.ndarray, np.ndarray, bool, int]
@@ -42,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "set", numbered())
 
 
-@pytest.mark.parametrize("shard_bytes", [1, 60, 2**20])
+@pytest.mark.parametrize("shard_bytes", [1, 100, 2**20])
 @pytest.mark.parametrize("horizon", [1, 3, 8])
 def test_windows_are_those_of_the_episodes(tmp_path: Path, shard_bytes: int, horizon: int) -> None:
     episodes = numbered()
@@ -159,15 +160,14 @@ def test_vec_normalize_is_applied(folder: Path) -> None:
 
 
 def test_pages_are_handed_back(folder: Path) -> None:
-    data = ShardedDataset(folder, seed=0, resident_bytes=2**21)
+    data = ShardedDataset(folder, seed=0, resident_bytes=2**20)
     plain = ShardedDataset(folder, seed=0)
     released = []
-    for column in data._columns.values():
-        release = column.release
-        column.release = lambda release=release: released.append(release())  # type: ignore[method-assign]
+    release = data._rows.release
+    data._rows.release = lambda: released.append(release())  # type: ignore[method-assign, func-returns-value]
     for _ in range(3):
         assert th.equal(data.sample(8).rewards, plain.sample(8).rewards)
-    assert len(released) == len(data._columns)  # at the second of three
+    assert len(released) == 1  # at the second of three
 
 
 def test_statistics_of_the_episodes(folder: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_set_is_replaced_only_by_a_complete_one(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     part = tmp_path / ".set.part"
     part.mkdir()
-    for name in ("rewards-00000.bin", "junk"):
+    for name in ("rows-00000.bin", "junk"):
         (part / name).write_bytes(b"1234")
     with pytest.raises(ValueError, match="holds no shards"):
         ShardedDataset(tmp_path / "set")
@@ -214,7 +214,7 @@ def test_an_empty_set_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["observations-00000.bin", "rewards-00000.bin", "lengths.bin", "terminated.bin"])
+@pytest.mark.parametrize("name", ["rows-00000.bin", "lengths.bin", "terminated.bin"])
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone"])
 def test_damaged_files_are_named(folder: Path, name: str, harm: str) -> None:
     content = bytearray((folder / name).read_bytes())
@@ -228,12 +228,12 @@ def test_damaged_files_are_named(folder: Path, name: str, harm: str) -> None:
 
 
 def test_sizes_are_always_checked_and_sums_on_request(folder: Path) -> None:
-    content = bytearray((folder / "rewards-00000.bin").read_bytes())
+    content = bytearray((folder / "rows-00000.bin").read_bytes())
     content[0] ^= 1
-    (folder / "rewards-00000.bin").write_bytes(content)
+    (folder / "rows-00000.bin").write_bytes(content)
     ShardedDataset(folder, verify=False)
-    (folder / "rewards-00000.bin").write_bytes(content[:-4])
-    with pytest.raises(ValueError, match=r"has 144 bytes instead of 148"):
+    (folder / "rows-00000.bin").write_bytes(content[:-4])
+    with pytest.raises(ValueError, match=r"has 1028 bytes instead of 1032"):
         ShardedDataset(folder, verify=False)
 
 
