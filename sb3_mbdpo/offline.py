@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
 # What can be learned from
-OfflineData: TypeAlias = Dataset | ShardedDataset
+OfflineData: TypeAlias = "Dataset | ShardedDataset"
 
 
 class OfflineAlgorithm(ResumableAlgorithm):

@@ -16,13 +16,8 @@ from sb3_mbdpo.shards import ShardedDataset
 from tests.fakes import IMAGE, MIXED, UNEVEN, VECTOR
 from tests.recordings import minari, record, recorded
 
+pytestmark = pytest.mark.usefixtures("minari_cache")
 SPACES = [VECTOR, spaces.Box(-1, 1, (3,), np.float64), IMAGE, MIXED, spaces.Discrete(4), spaces.MultiDiscrete([3, 4])]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    return tmp_path / "minari"
 
 
 def broken(episode: int = 1, **changes: Any) -> list[Any]:
@@ -136,13 +131,13 @@ def test_an_episode_that_goes_on_after_an_end_is_cut_there() -> None:
     np.testing.assert_array_equal(samples.observations[1], episodes[0].observations[start + 1])
 
 
-def test_episodes_that_were_picked(cache: Path) -> None:
+def test_episodes_that_were_picked(minari_cache: Path) -> None:
     whole = record("test/toy-v0")
     picked = whole.filter_episodes(lambda episode: len(episode) > 4)
     data = ShardedDataset(convert_minari(picked))
     assert data.episode_returns.tolist() == [10.0, 8 * 200 + 28.0]
     assert ShardedDataset(convert_minari(whole)).n_episodes == 3
-    assert len(list((cache / ".sb3_mbdpo_shards").iterdir())) == 2
+    assert len(list((minari_cache / ".sb3_mbdpo_shards").iterdir())) == 2
 
 
 def test_infos_are_not_needed_and_not_read() -> None:
@@ -154,10 +149,10 @@ def test_infos_are_not_needed_and_not_read() -> None:
     assert ShardedDataset(convert_minari("test/toy-v0")).n_episodes == 3
 
 
-def test_minari_does_not_see_the_shards(cache: Path, tmp_path: Path) -> None:
+def test_minari_does_not_see_the_shards(minari_cache: Path, tmp_path: Path) -> None:
     record("test/toy-v0")
     path = convert_minari("test/toy-v0")
-    assert path.parent.parent == cache
+    assert path.parent.parent == minari_cache
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert list(minari.list_local_datasets()) == ["test/toy-v0"]
@@ -207,12 +202,12 @@ def test_an_interrupted_conversion_starts_again(monkeypatch: pytest.MonkeyPatch)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_episodes_that_cannot_be_used(cache: Path, changes: dict[str, Any], message: str) -> None:
+def test_episodes_that_cannot_be_used(minari_cache: Path, changes: dict[str, Any], message: str) -> None:
     record("test/toy-v0", broken(**changes))
     with pytest.raises(ValueError, match=f"test/toy-v0, {message}") as raised:
         convert_minari("test/toy-v0")
     assert "\n" not in str(raised.value)
-    assert not list((cache / ".sb3_mbdpo_shards").iterdir())
+    assert not list((minari_cache / ".sb3_mbdpo_shards").iterdir())
 
 
 def test_actions_on_the_bounds_are_inside() -> None:
@@ -220,7 +215,7 @@ def test_actions_on_the_bounds_are_inside() -> None:
     assert ShardedDataset(convert_minari("test/toy-v0"), seed=0).sample(50).actions.max() <= 1
 
 
-def test_unknown_ids_say_how_to_download(cache: Path) -> None:
+def test_unknown_ids_say_how_to_download(minari_cache: Path) -> None:
     for name, plain in (("test/none-v0", "test/none-v0"), ("hf://me/test/none-v0", "test/none-v0")):
         with pytest.raises(ValueError, match=rf"no data set '{plain}'.*`minari download {name}`"):
             convert_minari(name)
