@@ -1,6 +1,4 @@
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -8,34 +6,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_mbdpo.shard_format import TaskData
 from sb3_mbdpo.shard_writer import ShardWriter
 from sb3_mbdpo.shards import ShardedDataset
+from tests.episodes import LENGTHS, numbered, write
 from tests.fakes import ACTIONS, VECTOR, toy_envs
 
-Episode = tuple[np.ndarray, np.ndarray, np.ndarray, bool, int]
 MIXED = spaces.Dict({"camera": spaces.Box(0, 255, (3, 4, 4), np.uint8), "gear": spaces.Discrete(3), "speed": VECTOR})
-LENGTHS = (5, 1, 9, 2, 3, 17)
-
-
-def numbered(lengths: tuple[int, ...] = LENGTHS, n_tasks: int = 1) -> list[Episode]:
-    """Episodes whose entries say where they are from: observations [episode, step, task], rewards 100 e + t."""
-    episodes = []
-    for e, length in enumerate(lengths):
-        task = (e * 2 + 1) % n_tasks
-        steps = np.arange(length + 1, dtype=np.float64)
-        obs = np.stack([np.full_like(steps, e), steps, np.full_like(steps, task)], axis=1)
-        actions = np.stack([steps[:-1] / 100, np.full(length, e / 100)], axis=1)
-        episodes.append((obs, actions, 100 * e + steps[:-1], e % 2 == 0, task))
-    return episodes
-
-
-def write(path: Path, episodes: list[Episode], shard_bytes: int = 2**20, n_tasks: int = 1, **kwargs: Any) -> Path:
-    tasks = [TaskData(f"task-{k}") for k in range(n_tasks)] if n_tasks > 1 else [TaskData()]
-    with ShardWriter(path, VECTOR, ACTIONS, tasks=tasks, shard_bytes=shard_bytes, **kwargs) as writer:
-        for episode in episodes:
-            writer.add(*episode)
-    return path
 
 
 @pytest.fixture
@@ -176,44 +152,6 @@ def test_statistics_of_the_episodes(folder: Path) -> None:
     assert (data.n_episodes, data.has_terminations(), data.max_episode_length) == (6, True, 17)
 
 
-def test_a_set_is_replaced_only_by_a_complete_one(tmp_path: Path) -> None:
-    path = write(tmp_path / "set", numbered(), fingerprint="old")
-    with pytest.raises(KeyError), ShardWriter(path, VECTOR, ACTIONS, "new") as writer:
-        writer.add(*numbered()[0])
-        raise KeyError
-    assert ShardedDataset(path).description.fingerprint == "old"
-    write(path, numbered((4,)), fingerprint="new")
-    assert ShardedDataset(path).description.fingerprint == "new"
-    assert len(ShardedDataset(path)) == 4
-    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
-
-
-def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
-    part = tmp_path / ".set.part"
-    part.mkdir()
-    for name in ("rows-00000.bin", "junk"):
-        (part / name).write_bytes(b"1234")
-    with pytest.raises(ValueError, match="holds no shards"):
-        ShardedDataset(tmp_path / "set")
-    assert len(ShardedDataset(write(tmp_path / "set", numbered()))) == 37
-    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
-
-
-def test_two_writers_of_one_set(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path / "set", VECTOR, ACTIONS) as writer:
-        writer.add(*numbered()[0])
-        with pytest.raises(ValueError, match="Another process is writing"):
-            write(tmp_path / "set", numbered())
-        writer.add(*numbered()[1])
-    assert len(ShardedDataset(tmp_path / "set")) == 6
-
-
-def test_an_empty_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="source is empty"):
-        write(tmp_path / "set", [])
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("name", ["rows-00000.bin", "lengths.bin", "terminated.bin"])
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone"])
 def test_damaged_files_are_named(folder: Path, name: str, harm: str) -> None:
@@ -237,34 +175,8 @@ def test_sizes_are_always_checked_and_sums_on_request(folder: Path) -> None:
         ShardedDataset(folder, verify=False)
 
 
-def test_a_damaged_description_is_named(folder: Path) -> None:
-    file = folder / "description.json"
-    text = file.read_text()
-    values = json.loads(text)
-    fields = [values["fields"][0] | {"dtpe": 1}]
-    for changed in (text[:100], "[]", json.dumps(values | {"version": 2}), json.dumps(values | {"fields": fields})):
-        file.write_text(changed)
-        with pytest.raises(ValueError, match=r"convert"):
-            ShardedDataset(folder)
-
-
 def test_bad_arguments(folder: Path) -> None:
     with pytest.raises(ValueError, match="horizon must be at least 1"):
         ShardedDataset(folder, horizon=0)
     with pytest.raises(ValueError, match="balance must be"):
         ShardedDataset(folder, balance="fair")
-
-
-def test_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    obs, actions, rewards, terminated, _ = numbered()[0]
-    for bad in (
-        (obs[:-1], actions, rewards, terminated),
-        (obs[:, :2], actions, rewards, terminated),
-        (obs, actions[:-1], rewards, terminated),
-        (obs, actions, rewards, terminated, 1),
-        (obs[:1], actions[:0], rewards[:0], terminated),
-        ({"a": obs}, actions, rewards, terminated),
-    ):
-        with pytest.raises(ValueError), ShardWriter(tmp_path / "set", VECTOR, ACTIONS) as writer:
-            writer.add(*bad)  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())

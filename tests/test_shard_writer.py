@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from sb3_mbdpo.shard_writer import ShardWriter
+from sb3_mbdpo.shards import ShardedDataset
+from tests.episodes import numbered, write
+from tests.fakes import ACTIONS, VECTOR
+
+
+def test_a_set_is_replaced_only_by_a_complete_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "set", numbered(), fingerprint="old")
+    with pytest.raises(KeyError), ShardWriter(path, VECTOR, ACTIONS, "new") as writer:
+        writer.add(*numbered()[0])
+        raise KeyError
+    assert ShardedDataset(path).description.fingerprint == "old"
+    write(path, numbered((4,)), fingerprint="new")
+    assert ShardedDataset(path).description.fingerprint == "new"
+    assert len(ShardedDataset(path)) == 4
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    part = tmp_path / ".set.part"
+    part.mkdir()
+    for name in ("rows-00000.bin", "junk"):
+        (part / name).write_bytes(b"1234")
+    with pytest.raises(ValueError, match="holds no shards"):
+        ShardedDataset(tmp_path / "set")
+    assert len(ShardedDataset(write(tmp_path / "set", numbered()))) == 37
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
+
+
+def test_two_writers_of_one_set(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "set", VECTOR, ACTIONS) as writer:
+        writer.add(*numbered()[0])
+        with pytest.raises(ValueError, match="Another process is writing"):
+            write(tmp_path / "set", numbered())
+        writer.add(*numbered()[1])
+    assert len(ShardedDataset(tmp_path / "set")) == 6
+
+
+def test_an_empty_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="source is empty"):
+        write(tmp_path / "set", [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    obs, actions, rewards, terminated, _ = numbered()[0]
+    for bad in (
+        (obs[:-1], actions, rewards, terminated),
+        (obs[:, :2], actions, rewards, terminated),
+        (obs, actions[:-1], rewards, terminated),
+        (obs, actions, rewards, terminated, 1),
+        (obs[:1], actions[:0], rewards[:0], terminated),
+        ({"a": obs}, actions, rewards, terminated),
+    ):
+        with pytest.raises(ValueError), ShardWriter(tmp_path / "set", VECTOR, ACTIONS) as writer:
+            writer.add(*bad)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
