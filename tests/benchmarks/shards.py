@@ -11,7 +11,9 @@ The folder is deleted at the end unless ``--keep`` is given; one that is there a
 import argparse
 import os
 import shutil
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +100,13 @@ def rate(data: ShardedDataset, batch_size: int, seconds: float) -> float:
     return count / (time.perf_counter() - start)
 
 
-def main() -> None:
-    """Write, measure, print."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Write, measure, print.
+
+    :param argv: Arguments, by default those of the process
+    :return: Exit status
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--path", type=Path, default=Path("shards-benchmark"))
     parser.add_argument("--transitions", type=int, default=50_000_000)
@@ -109,7 +116,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each rate is measured")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", action="store_true", help="do not delete the set at the end")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     th.set_num_threads(args.threads)
     if not (args.path / "description.json").exists():
         print(f"written in {generate(args.path, args.transitions, args.episode_length):.0f} s")
@@ -147,7 +154,8 @@ def main() -> None:
     )
     if not args.keep:
         shutil.rmtree(args.path)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
