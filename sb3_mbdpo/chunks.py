@@ -18,7 +18,7 @@ import torch as th
 from gymnasium import spaces
 from tqdm import tqdm
 
-from sb3_mbdpo.shard_format import DESCRIPTION, VERSION, Description, TaskData
+from sb3_mbdpo.shard_format import VERSION, TaskData, up_to_date
 from sb3_mbdpo.shard_writer import SHARD_BYTES, ShardWriter
 from sb3_mbdpo.task_names import MT30, MT80
 
@@ -114,7 +114,7 @@ def convert_chunks(
             f"Chunks with {observations} observations are neither mt30 (24) nor mt80 (39): pass task_names."
         )
     fingerprint = _fingerprint(sources, names)
-    if (path / DESCRIPTION).is_file() and Description.read(path).fingerprint == fingerprint:
+    if up_to_date(path, fingerprint):
         return path
     spaces_ = (
         spaces.Box(-np.inf, np.inf, (observations,), np.float32),

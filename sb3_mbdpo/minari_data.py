@@ -24,7 +24,7 @@ from sb3_mbdpo.minari_sources import (
     size_of,
     task_data,
 )
-from sb3_mbdpo.shard_format import DESCRIPTION, VERSION, Description
+from sb3_mbdpo.shard_format import VERSION, up_to_date
 from sb3_mbdpo.shard_writer import SHARD_BYTES, ShardWriter
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def convert_minari(dataset: Dataset, shards_dir: str | Path | None = None, shard
     observation_space, action_space = common_spaces(tasks)
     root = Path(shards_dir) if shards_dir is not None else minari_root() / SHARDS_FOLDER
     path, fingerprint = root / _folder_name(tasks), _fingerprint(tasks)
-    if (path / DESCRIPTION).is_file() and Description.read(path).fingerprint == fingerprint:
+    if up_to_date(path, fingerprint):
         return path
     entries = [task_data(task) for task in tasks]
     with (

@@ -283,16 +283,22 @@ def _free_path(dataset_id: str) -> Path:
         )
     path = minari_root() / dataset_id
     if path.exists():
-        file = path / "data" / "metadata.json"
-        left_over = not file.is_file()
-        if not left_over:
-            found = json.loads(file.read_text())
-            left_over = found.get("total_episodes") == 0 and "sb3_mbdpo_version" not in found
-            left_over = left_over and found.get("algorithm_name", "MBDPO") == "MBDPO"
-        if not left_over:
+        if not _left_over(path):
             raise ValueError(f"{dataset_id} exists already: raise its version, or `minari delete {dataset_id}` first.")
         shutil.rmtree(path)
     return path
+
+
+def _left_over(path: Path) -> bool:
+    """Whether a folder is what an export that was killed leaves: a data set that counts no episode yet."""
+    if [entry.name for entry in path.iterdir()] not in ([], ["data"]):
+        return False
+    file = path / "data" / "metadata.json"
+    if not file.is_file():
+        return not any(file.parent.glob("*"))
+    found = json.loads(file.read_text())
+    ours = found.get("algorithm_name", "MBDPO") == "MBDPO" and "sb3_mbdpo_version" not in found
+    return bool(ours and found.get("total_episodes") == 0)
 
 
 def _environment(model: "MBDPO", env: GymEnv | str | None) -> VecEnv | None:

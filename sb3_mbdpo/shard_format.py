@@ -1,6 +1,7 @@
 """What a set of shards looks like on disk: the description and the layout of its rows (see ``shards``)."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ FORMAT, VERSION = "sb3_mbdpo shards", 1
 DESCRIPTION = "description.json"
 # Arrays with one entry for each episode: transitions, task, whether it terminated, sum of rewards
 INDEX = {"lengths": np.int32, "tasks": np.int32, "terminated": np.bool_, "returns": np.float64}
+ROW_FILE = re.compile(r"rows-\d{5,}\.bin")
 
 
 def row_file(index: int) -> str:
@@ -149,9 +151,11 @@ class Description:
             values = json.loads(file.read_text())
             found = values.pop("format"), values.pop("version")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{file} cannot be read: delete the folder and convert the data set again.") from error
+            raise ValueError(f"{file} cannot be read: delete the folder and convert again.") from error
         if found != (FORMAT, VERSION):
-            raise ValueError(f"{file} is of format {found}, not {(FORMAT, VERSION)}: convert the data set again.")
+            raise ValueError(
+                f"{file} is of format {found}, not {(FORMAT, VERSION)}: delete the folder and convert again."
+            )
         try:
             values["fields"] = tuple(Field(**entry | {"shape": tuple(entry["shape"])}) for entry in values["fields"])
             values["checksums"] = tuple(values["checksums"])
@@ -161,3 +165,17 @@ class Description:
             return cls(**values)
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"{file} is damaged ({error}): delete the folder and convert again.") from error
+
+
+def up_to_date(path: str | Path, fingerprint: str) -> bool:
+    """
+    Whether a set need not be written again.
+
+    :param path: Folder of the set
+    :param fingerprint: That of the source as it is now
+    :return: False if there is none, it is of another source or format, or its description cannot be read
+    """
+    try:
+        return Description.read(path).fingerprint == fingerprint
+    except ValueError:
+        return False

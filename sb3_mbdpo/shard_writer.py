@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 
-from sb3_mbdpo.shard_format import DESCRIPTION, INDEX, Description, Field, TaskData, row_file
+from sb3_mbdpo.shard_format import DESCRIPTION, INDEX, ROW_FILE, Description, Field, TaskData, row_file
 
 try:
     import fcntl
@@ -66,7 +66,8 @@ class ShardWriter:
     :param fingerprint: What tells the source from another or a changed one
     :param tasks: What is known of the tasks, by index; episodes and transitions are counted here
     :param shard_bytes: Largest size of a file, bytes
-    :raises ValueError: on leaving the block without a single transition, or while another process writes the same set
+    :raises ValueError: on leaving the block without a single transition, while another process writes the same set, or
+        if ``path`` is a folder of something else
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class ShardWriter:
         self._lock: int | None = None
 
     def __enter__(self) -> "ShardWriter":
+        self._check_folder()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._acquire()
         for left_over in self._part.iterdir():
@@ -94,6 +96,15 @@ class ShardWriter:
         self._row_bytes = sum(entry.nbytes for entry in self._fields)
         self._rows = _RowFiles(self._part, max(self.shard_bytes // self._row_bytes, 1))
         return self
+
+    def _check_folder(self) -> None:
+        """Replace nothing but an older set: the path may be a folder of something else by mistake."""
+        ours = {DESCRIPTION, *(f"{name}.bin" for name in INDEX)}
+        entries = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
+        strange = [name for name in entries if name not in ours and not ROW_FILE.fullmatch(name)]
+        if strange or self.path.is_file():
+            what = f"holds other files ({strange[0]})" if strange else "is a file"
+            raise ValueError(f"{self.path} {what}: choose a folder that is empty, new, or an older set.")
 
     def _make_fields(self) -> list[Field]:
         """Layout of a row: observations by key, action, reward."""

@@ -160,6 +160,8 @@ def test_converted_once_and_again_after_a_change() -> None:
     dataset.update_dataset_from_buffer(recorded((2,), seed=5))
     again = convert_minari("test/toy-v0")
     assert ShardedDataset(again).n_episodes == 4
+    (again / "description.json").write_text("{}")
+    assert ShardedDataset(convert_minari("test/toy-v0")).n_episodes == 4
     file = Path(dataset.storage.data_path, "main_data.hdf5")
     changed = (again / "description.json").stat().st_mtime_ns
     os.utime(file, ns=(1, 1))

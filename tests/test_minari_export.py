@@ -250,8 +250,17 @@ def test_nothing_half_written_stays(minari_cache: Path, monkeypatch: pytest.Monk
     file = Path(dataset.storage.data_path, "metadata.json")
     file.write_text(file.read_text().replace("sb3_mbdpo_version", "other"))
     assert model.to_minari("test/toy-v0").total_steps == 24
-    file.unlink()
+    for entry in file.parent.iterdir():
+        entry.unlink()
     assert model.to_minari("test/toy-v0").total_steps == 24
+    # Whatever else is in the way stays there
+    for other in ("inner/data/main_data.hdf5", "data/main_data.hdf5"):
+        path = minari_cache / "test" / "other-v0" / other
+        path.parent.mkdir(parents=True)
+        path.touch()
+        with pytest.raises(ValueError, match="exists already"):
+            model.to_minari("test/other-v0")
+        assert path.exists()
 
 
 @pytest.mark.slow

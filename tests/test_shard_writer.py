@@ -59,3 +59,15 @@ def test_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError), ShardWriter(tmp_path / "set", VECTOR, ACTIONS) as writer:
             writer.add(*bad)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_other_folders_are_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    assert len(ShardedDataset(write(tmp_path / "set", numbered()))) == 37
+    (tmp_path / "set" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"set holds other files \(notes.txt\): choose a folder"):
+        write(tmp_path / "set", numbered())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file: choose a folder"):
+        write(tmp_path / "file", numbered())
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "set"]
