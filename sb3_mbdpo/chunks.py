@@ -129,12 +129,13 @@ def convert_chunks(
 
 def _blocks(file: Path, n_tasks: int) -> Iterator[tuple[np.ndarray, ...]]:
     """Arguments of ``ShardWriter.add_block`` for the episodes of a file, a few at a time."""
-    tensors = {name: value.numpy() for name, value in read_chunk(file).items()}
-    episodes = len(tensors["obs"])
-    size = max(BLOCK_BYTES // tensors["obs"][0].nbytes, 1)
+    episodes, rows, width = read_chunk(file)["obs"].shape
+    size = max(BLOCK_BYTES // (4 * rows * width), 1)
     with tqdm(total=episodes, desc=file.name, unit="episodes", disable=None, delay=1) as progress:
         for first in range(0, episodes, size):
-            obs, action, reward, task = (tensors[name][first : first + size] for name in KEYS)
+            # Opened anew for each block: the pages of the last one are handed back
+            tensors = read_chunk(file)
+            obs, action, reward, task = (tensors[name][first : first + size].numpy() for name in KEYS)
             action, reward = action[:, 1:], reward[:, 1:]
             _check(first, file, obs, "observations that are not finite", ~np.isfinite(obs))
             _check(first, file, obs, "rewards that are not finite", ~np.isfinite(reward))

@@ -170,7 +170,7 @@ class ShardWriter:
         self._rows.write(rows.reshape(-1, self._row_bytes))
         entries = np.full(episodes, length), tasks, terminated, rewards.sum(axis=1, dtype=np.float64)
         for (name, dtype), values in zip(INDEX.items(), entries, strict=True):
-            self._index[name].append(np.asarray(values, dtype))
+            self._index[name].append(np.array(values, dtype))  # a copy: no view of the source stays
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
