@@ -86,6 +86,9 @@ def export_minari(
     playing = _environment(model, env)
     if playing is None and (source == "agent" or n_ref_episodes > 0):
         raise ValueError("The model has no environment to play in: pass env=..., or give it one with set_env().")
+    if playing is model.env and (source == "agent" or n_ref_episodes > 0):
+        # It is played in: the next learn() resets it
+        model._last_obs = None
     if n_ref_episodes > 0 and playing is not None:
         if ref_min_score is None:
             ref_min_score = mean_return(playing, random_actor(playing), n_ref_episodes)
@@ -114,10 +117,6 @@ def export_minari(
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
-    finally:
-        if playing is model.env:
-            # It was played in: the next learn() resets it
-            model._last_obs = None if source == "agent" or n_ref_episodes > 0 else model._last_obs
     return cast("MinariDataset", minari.load_dataset(dataset_id))
 
 

@@ -129,6 +129,8 @@ class OfflineAlgorithm(ResumableAlgorithm):
             if unlogged > 0:
                 self._log_offline()
             callback.on_training_end()
+        if isinstance(eval_env, str):
+            wrapped.close()
         return self
 
     def _log_offline(self) -> None:
@@ -150,9 +152,7 @@ class OfflineAlgorithm(ResumableAlgorithm):
 
     def _check_tasks(self, data: ShardedDataset) -> None:
         """Refuse data of other tasks than the model's."""
-        if data.multitask:
-            names = [task.name for task in data.tasks if task.episodes > 0]
-            raise ValueError(f"The data is of the tasks {names}, the model of a single one: pass one task's data.")
+        _refuse_tasks([task.name for task in data.tasks if task.name is not None and task.episodes > 0])
 
     def _setup_offline(self, gradient_steps: int, tb_log_name: str, reset_num_timesteps: bool) -> int:
         """As Stable-Baselines3 sets up ``learn``, without touching an environment; returns where to stop counting."""
@@ -205,6 +205,7 @@ class OfflineAlgorithm(ResumableAlgorithm):
             pair, limit, recorded = (dataset.observation_space, dataset.action_space), dataset.max_episode_length, None
         else:
             tasks = open_tasks(dataset)
+            _refuse_tasks([task.name for task in tasks if task.name is not None])
             pair, limit = common_spaces(tasks), episode_limit(tasks)
             recorded = None if env is not None else _recovered([d for t in tasks for d in t.datasets], pair)
         policy = policy or _policy_for(pair[0])
@@ -299,6 +300,11 @@ def _as_list(callback: MaybeCallback) -> list[BaseCallback]:
     if isinstance(callback, list):
         return list(callback)
     return [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
+
+
+def _refuse_tasks(names: list[str]) -> None:
+    if names:
+        raise ValueError(f"The data is of the tasks {names}, the model of a single one: pass one task's data.")
 
 
 def _policy_for(space: spaces.Space) -> str:

@@ -359,6 +359,8 @@ def test_what_else_is_refused() -> None:
         model.learn_offline("test/none-v0", 2)
     with pytest.raises(ValueError, match=r"of the tasks \['walk'\], the model of a single one"):
         model.learn_offline({"walk": "test/toy-v0"}, 2)
+    with pytest.raises(ValueError, match=r"of the tasks \['walk'\], the model of a single one"):
+        MBDPO.from_minari({"walk": "test/toy-v0"}, **DEBUG)
     assert (model._n_updates, model.env) == (0, None)
 
 
