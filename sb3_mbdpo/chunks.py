@@ -18,8 +18,8 @@ import torch as th
 from gymnasium import spaces
 from tqdm import tqdm
 
-from sb3_mbdpo.shard_format import VERSION, TaskData, up_to_date
-from sb3_mbdpo.shard_writer import SHARD_BYTES, ShardWriter
+from sb3_mbdpo.shard_format import VERSION, TaskData
+from sb3_mbdpo.shard_writer import SHARD_BYTES, ShardWriter, write_once
 from sb3_mbdpo.task_names import MT30, MT80
 
 KEYS = {"obs": (th.float32, 3), "action": (th.float32, 3), "reward": (th.float32, 2), "task": (th.int32, 2)}
@@ -114,17 +114,17 @@ def convert_chunks(
             f"Chunks with {observations} observations are neither mt30 (24) nor mt80 (39): pass task_names."
         )
     fingerprint = _fingerprint(sources, names)
-    if up_to_date(path, fingerprint):
-        return path
-    spaces_ = (
-        spaces.Box(-np.inf, np.inf, (observations,), np.float32),
-        spaces.Box(-1.0, 1.0, (actions,), np.float32),
-    )
-    with ShardWriter(path, *spaces_, fingerprint, [TaskData(name) for name in names], shard_bytes) as writer:
-        for file in sources:
-            for block in _blocks(file, len(names)):
-                writer.add_block(*block)
-    return path
+    observation_space = spaces.Box(-np.inf, np.inf, (observations,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (actions,), np.float32)
+    tasks = [TaskData(name) for name in names]
+
+    def write() -> None:
+        with ShardWriter(path, observation_space, action_space, fingerprint, tasks, shard_bytes) as writer:
+            for file in sources:
+                for block in _blocks(file, len(tasks)):
+                    writer.add_block(*block)
+
+    return write_once(path, fingerprint, write)
 
 
 def _blocks(file: Path, n_tasks: int) -> Iterator[tuple[np.ndarray, ...]]:

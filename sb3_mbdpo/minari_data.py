@@ -24,8 +24,8 @@ from sb3_mbdpo.minari_sources import (
     size_of,
     task_data,
 )
-from sb3_mbdpo.shard_format import VERSION, up_to_date
-from sb3_mbdpo.shard_writer import SHARD_BYTES, ShardWriter
+from sb3_mbdpo.shard_format import VERSION
+from sb3_mbdpo.shard_writer import SHARD_BYTES, ShardWriter, write_once
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -53,22 +53,23 @@ def convert_minari(dataset: Dataset, shards_dir: str | Path | None = None, shard
     observation_space, action_space = common_spaces(tasks)
     root = Path(shards_dir) if shards_dir is not None else minari_root() / SHARDS_FOLDER
     path, fingerprint = root / _folder_name(tasks), _fingerprint(tasks)
-    if up_to_date(path, fingerprint):
-        return path
     entries = [task_data(task) for task in tasks]
-    with (
-        ShardWriter(path, observation_space, action_space, fingerprint, entries, shard_bytes) as writer,
-        tqdm(total=sum(len(d) for t in tasks for d in t.datasets), desc="Converting", unit="episodes",
-             disable=None, delay=1) as progress,
-    ):  # fmt: skip
-        for number, task in enumerate(tasks):
-            for source in task.datasets:
-                for episode in _episodes(source):
-                    for part in _prepared(source, task.action_space, episode):
-                        observations, actions = _padded(part, observation_space, action_space)
-                        writer.add(observations, actions, part.rewards, part.terminated, number)
-                    progress.update()
-    return path
+
+    def write() -> None:
+        total = sum(len(source) for task in tasks for source in task.datasets)
+        with (
+            ShardWriter(path, observation_space, action_space, fingerprint, entries, shard_bytes) as writer,
+            tqdm(total=total, desc="Converting", unit="episodes", disable=None, delay=1) as progress,
+        ):
+            for number, task in enumerate(tasks):
+                for source in task.datasets:
+                    for episode in _episodes(source):
+                        for part in _prepared(source, task.action_space, episode):
+                            observations, actions = _padded(part, observation_space, action_space)
+                            writer.add(observations, actions, part.rewards, part.terminated, number)
+                        progress.update()
+
+    return write_once(path, fingerprint, write)
 
 
 class _Part(NamedTuple):

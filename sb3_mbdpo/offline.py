@@ -97,11 +97,13 @@ class OfflineAlgorithm(ResumableAlgorithm):
         }.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        data = self._open_data(dataset, shards_dir)
         callbacks = _as_list(callback)
         if eval_env is not None:
+            # Before what may be a long conversion
             wrapped = self._wrap_env(maybe_make_env(eval_env, self.verbose), self.verbose)
             utils.check_for_correct_spaces(wrapped, self.observation_space, self.action_space)
+        data = self._open_data(dataset, shards_dir)
+        if eval_env is not None:
             callbacks.append(OfflineEvaluation(wrapped, data.tasks[0], eval_freq, n_eval_episodes))
         if progress_bar:
             callbacks.append(GradientStepsBar())

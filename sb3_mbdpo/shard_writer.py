@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 
-from sb3_mbdpo.shard_format import DESCRIPTION, INDEX, ROW_FILE, Description, Field, TaskData, row_file
+from sb3_mbdpo.shard_format import DESCRIPTION, INDEX, ROW_FILE, Description, Field, TaskData, row_file, up_to_date
 
 try:
     import fcntl
@@ -21,6 +22,12 @@ except ImportError:  # Windows: two processes that convert the same set at once 
     fcntl = None  # type: ignore[assignment]
 
 SHARD_BYTES = 2**27
+# Seconds between looks at a set that another process is writing
+POLL_SECONDS = 1.0
+
+
+class SetInUseError(ValueError):
+    """Another process is writing the same set."""
 
 
 class _RowFiles:
@@ -238,7 +245,7 @@ class ShardWriter:
                     return
             except BlockingIOError as error:
                 self._release()
-                raise ValueError(f"Another process is writing {self.path}: wait for it and try again.") from error
+                raise SetInUseError(f"Another process is writing {self.path}: wait for it and try again.") from error
             self._release()
 
     def _release(self) -> None:
@@ -249,3 +256,24 @@ class ShardWriter:
 
 def _each(function: Callable[[Any], Any], tree: Any) -> Any:
     return {key: function(value) for key, value in tree.items()} if isinstance(tree, dict) else function(tree)
+
+
+def write_once(path: Path, fingerprint: str, write: Callable[[], None]) -> Path:
+    """
+    Write a set unless it is up to date; where another process is at it, wait for that one.
+
+    :param path: Folder of the set
+    :param fingerprint: That of the source as it is now
+    :param write: Writes the set
+    :return: ``path``
+    """
+    waiting = False
+    while not up_to_date(path, fingerprint):
+        try:
+            write()
+        except SetInUseError:
+            if not waiting:
+                print(f"Another process is writing {path}: waiting for it")
+            waiting = True
+            time.sleep(POLL_SECONDS)
+    return path

@@ -1,8 +1,9 @@
+import threading
 from pathlib import Path
 
 import pytest
 
-from sb3_mbdpo.shard_writer import ShardWriter
+from sb3_mbdpo.shard_writer import ShardWriter, write_once
 from sb3_mbdpo.shards import ShardedDataset
 from tests.episodes import numbered, write
 from tests.fakes import ACTIONS, VECTOR
@@ -71,3 +72,32 @@ def test_other_folders_are_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="file is a file: choose a folder"):
         write(tmp_path / "file", numbered())
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "set"]
+
+
+def test_a_set_that_another_is_writing_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, inside, go_on = tmp_path / "set", threading.Event(), threading.Event()
+    monkeypatch.setattr("sb3_mbdpo.shard_writer.time.sleep", lambda _: (go_on.set(), other.join()))
+
+    def write_slowly() -> None:
+        with ShardWriter(path, VECTOR, ACTIONS, "print") as writer:
+            writer.add(*numbered()[0])
+            inside.set()
+            go_on.wait(20)
+
+    other = threading.Thread(target=write_slowly)
+    other.start()
+    assert inside.wait(20)
+    tries: list[int] = []
+
+    def write_it() -> None:
+        tries.append(1)
+        write(path, numbered(), fingerprint="print")
+
+    assert write_once(path, "print", write_it) == path
+    # Tried once, waited, and took what the other had written
+    assert (len(tries), len(ShardedDataset(path))) == (1, 5)
+    assert "waiting for it" in capsys.readouterr().out
+    write_once(path, "changed", lambda: write(path, numbered(), fingerprint="changed") and None)
+    assert len(ShardedDataset(path)) == 37
