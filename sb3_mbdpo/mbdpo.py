@@ -17,19 +17,20 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
-from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
+from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
 from sb3_mbdpo.losses import LossCoefficients
 from sb3_mbdpo.metrics import RunningMeans
+from sb3_mbdpo.offline import OfflineAlgorithm
 from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy, PlanResult
-from sb3_mbdpo.resuming import RandomState, ResumableAlgorithm
+from sb3_mbdpo.resuming import RandomState
 from sb3_mbdpo.updates import Learner
 
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
 
 
-class MBDPO(ResumableAlgorithm):
+class MBDPO(OfflineAlgorithm):
     """
     Model-Based Diffusion Policy Optimization.
 
@@ -400,22 +401,27 @@ class MBDPO(ResumableAlgorithm):
         :param batch_size: Windows per update
         """
         assert self.replay_buffer is not None and self.warmup_updates is not None
+        self._prepare_updates()
+        if self._n_updates == 0 and self.warmup_updates > 0:
+            if self.verbose >= 1:
+                print(f"Warm-up: {self.warmup_updates} updates on what was collected at random")
+            gradient_steps += self.warmup_updates
+        for _ in range(gradient_steps):
+            self._update(self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        if self.device.type == "cpu":
+            self._record_metrics()
+
+    def _prepare_updates(self) -> None:
         self.policy.set_training_mode(True)
         optimizers = [self.policy.optimizer, self.policy.prior_optimizer]
         if self.policy.score_optimizer is not None:
             optimizers.append(self.policy.score_optimizer)
         self._update_learning_rate(optimizers)
-        if self._n_updates == 0 and self.warmup_updates > 0:
-            if self.verbose >= 1:
-                print(f"Warm-up: {self.warmup_updates} updates on what was collected at random")
-            gradient_steps += self.warmup_updates
-        for index in range(self._n_updates, self._n_updates + gradient_steps):
-            samples = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            self._metrics.add(self.learner.update(samples, index))
-            self._n_updates += 1
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if self.device.type == "cpu":
-            self._record_metrics()
+
+    def _update(self, samples: SequenceSamples) -> None:
+        self._metrics.add(self.learner.update(samples, self._n_updates))
+        self._n_updates += 1
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)

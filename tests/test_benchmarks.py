@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from sb3_mbdpo import MBDPO
-from tests.benchmarks import acting, arithmetic, environments, learning, speed
+from tests.benchmarks import acting, arithmetic, environments, learning, shards, speed
 
 SETTINGS = learning.Settings("sac", "Pendulum-v1", {"learning_rate": 0.001}, 1, 100, 2, 1, "cpu")
 
@@ -199,3 +199,13 @@ def test_acting_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         *rows.index
     }
     assert (rows["return_mean"] < 0).all() and "score" in capsys.readouterr().out
+
+
+def test_shards_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = f"--path {tmp_path / 'set'} --transitions 2000 --episode-length 50 --preset debug"
+    assert shards.main(f"{arguments} --updates 3 --seconds 0.05".split()) == 0
+    out = capsys.readouterr().out
+    assert "2,000 transitions" in out
+    assert "windows/s" in out
+    assert "ratio" in out
+    assert not (tmp_path / "set").exists()

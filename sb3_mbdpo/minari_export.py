@@ -1,0 +1,329 @@
+"""What an agent collected, or fresh episodes by it, as a Minari data set: nothing in it is normalised or scaled."""
+
+import dataclasses
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common import utils
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from tqdm import tqdm
+
+from sb3_mbdpo.buffers import SequenceReplayBuffer
+from sb3_mbdpo.minari_sources import check_same_spaces, import_minari, minari_root
+
+if TYPE_CHECKING:
+    from minari import MinariDataset
+
+    from sb3_mbdpo.mbdpo import MBDPO
+
+SOURCES = ("replay_buffer", "agent")
+DATASET_ID = re.compile(r"([-\w]{2,}/)*[-\w]+-v\d+")
+MONITOR = "stable_baselines3.common.monitor:Monitor"
+# Chooses actions: observations, state, episode starts -> actions in the environment's units, next state
+Actor = Callable[[Any, Any, np.ndarray], tuple[np.ndarray, Any]]
+
+
+class Episode(NamedTuple):
+    """T steps of one environment: observations [T + 1, ...] or a dict, actions [T, ...], rewards [T]; how it ended."""
+
+    observations: Any
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: bool
+
+
+def export_minari(
+    model: "MBDPO",
+    dataset_id: str,
+    source: str = "replay_buffer",
+    n_episodes: int = 100,
+    env: GymEnv | str | None = None,
+    deterministic: bool = True,
+    ref_min_score: float | None = None,
+    ref_max_score: float | None = None,
+    n_ref_episodes: int = 0,
+    **metadata: Any,
+) -> "MinariDataset":
+    """
+    Make a Minari data set.
+
+    Its metadata name the algorithm, the version of this package, the number of updates, and the reference scores. An
+    episode that the buffer holds in part (it was going on, or its beginning has been overwritten) is cut there, as by
+    a time limit. The environment can be recovered from the data set where its spec alone makes it.
+
+    :param model: Model
+    :param dataset_id: Id of the new data set, "namespace/name-v0"
+    :param source: "replay_buffer": what was collected while learning; "agent": fresh episodes
+    :param n_episodes: Episodes to play, for "agent"
+    :param env: Environment for them and for reference scores; None: the model's own, which is reset afterwards
+    :param deterministic: Whether the agent acts without exploration noise, for "agent"
+    :param ref_min_score: Return that counts as 0; None with ``n_ref_episodes``: a random policy's, measured
+    :param ref_max_score: Return that counts as 1; None with ``n_ref_episodes``: the agent's own, measured
+    :param n_ref_episodes: Episodes for each reference score that is not given; 0 measures none
+    :param metadata: Further arguments of ``minari.create_dataset_from_buffers``: author, author_email, code_permalink,
+        description, data_format, eval_env, requirements
+    :return: The data set
+    :raises ValueError: if there is nothing to export, or the id is malformed or taken; nothing half-written stays
+    """
+    minari = import_minari()
+    if source not in SOURCES:
+        raise ValueError(f'source must be "replay_buffer" or "agent", got {source!r}.')
+    path = _free_path(dataset_id)
+    buffer = model.replay_buffer
+    if source == "replay_buffer" and (buffer is None or buffer.size() == 0):
+        raise ValueError('The replay buffer is empty: learn() first, load_replay_buffer(), or pass source="agent".')
+    playing = _environment(model, env)
+    if playing is None and (source == "agent" or n_ref_episodes > 0):
+        raise ValueError("The model has no environment to play in: pass env=..., or give it one with set_env().")
+    if playing is model.env and (source == "agent" or n_ref_episodes > 0):
+        # It is played in: the next learn() resets it
+        model._last_obs = None
+    if n_ref_episodes > 0 and playing is not None:
+        if ref_min_score is None:
+            ref_min_score = mean_return(playing, random_actor(playing), n_ref_episodes)
+        if ref_max_score is None:
+            ref_max_score = mean_return(playing, _agent(model, True), n_ref_episodes)
+    if source == "agent" and playing is not None:
+        episodes = play(playing, _agent(model, deterministic), n_episodes)
+    else:
+        assert buffer is not None
+        episodes = buffer_episodes(buffer, model.policy.to_env)
+    values = {
+        "env": None if playing is None else _spec(playing, model),
+        "algorithm_name": type(model).__name__,
+        "description": f"{'Replay buffer' if source == 'replay_buffer' else 'Episodes'} of {type(model).__name__} "
+        f"after {model._n_updates} updates.",
+        "observation_space": model.observation_space,
+        "action_space": model.action_space,
+        "jpeg_encoding": False,
+    } | metadata
+    try:
+        with warnings.catch_warnings():
+            # Minari asks for every field that is left out; that is for the caller to decide
+            warnings.filterwarnings("ignore", r"`\w+` is set to None|env_spec is None", UserWarning)
+            created = minari.create_dataset_from_buffers(dataset_id, (_recorded(e, model) for e in episodes), **values)
+        created.storage.update_metadata(_own_metadata(model, source, ref_min_score, ref_max_score))
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return cast("MinariDataset", minari.load_dataset(dataset_id))
+
+
+def buffer_episodes(buffer: SequenceReplayBuffer, to_env: Callable[[np.ndarray], np.ndarray]) -> Iterator[Episode]:
+    """
+    Episodes of a replay buffer, environment by environment, oldest first.
+
+    :param buffer: Replay buffer
+    :param to_env: Turns actions in [-1, 1] into the environment's
+    :return: The episodes; one without its beginning or end is what is left of it
+    """
+    start = buffer.pos if buffer.full else 0
+    order = (start + np.arange(buffer.size())) % buffer.buffer_size
+
+    def field(current: np.ndarray, following: np.ndarray, rows: np.ndarray, env: int) -> np.ndarray:
+        return np.concatenate([current[rows, env], following[rows[-1:], env]])
+
+    with tqdm(total=buffer.size() * buffer.n_envs, desc="Exporting", unit="steps", disable=None, delay=1) as progress:
+        for env in range(buffer.n_envs):
+            ends = buffer.window_ends[order, env].copy()
+            ends[-1] = True
+            stops = (np.flatnonzero(ends) + 1).tolist()
+            for begin, stop in zip([0, *stops[:-1]], stops, strict=True):
+                rows = order[begin:stop]
+                current, following = buffer.observations, buffer.next_observations
+                if isinstance(current, dict):
+                    observations: Any = {key: field(current[key], following[key], rows, env) for key in current}
+                else:
+                    observations = field(current, following, rows, env)
+                terminated = bool(buffer.dones[rows[-1], env] * (1 - buffer.timeouts[rows[-1], env]))
+                yield Episode(observations, to_env(buffer.actions[rows, env]), buffer.rewards[rows, env], terminated)
+                progress.update(len(rows))
+
+
+def play(env: VecEnv, actor: Actor, n_episodes: int, description: str = "Playing") -> Iterator[Episode]:
+    """
+    Play episodes, each environment its share of them, so that short ones are not favoured.
+
+    :param env: Environment; the statistics of a VecNormalize are left alone, and what it normalised is undone
+    :param actor: Chooses actions
+    :param n_episodes: Episodes
+    :param description: What the progress bar says
+    :return: The episodes, in the order in which they end
+    """
+    normalize = unwrap_vec_normalize(env)
+    training = normalize is not None and normalize.training
+    if normalize is not None:
+        normalize.training = False
+    left = [(n_episodes + index) // env.num_envs for index in range(env.num_envs)]
+    try:
+        obs, state, starts = env.reset(), None, np.ones(env.num_envs, dtype=bool)
+        raw = obs if normalize is None else normalize.get_original_obs()
+        steps: list[list[Any]] = [[] for _ in left]
+        with tqdm(total=n_episodes, desc=description, unit="episodes", disable=None, delay=1) as progress:
+            while any(left):
+                actions, state = actor(obs, state, starts)
+                obs, rewards, starts, infos = env.step(actions)
+                if normalize is not None:
+                    rewards = normalize.get_original_reward()
+                for index, ended in enumerate(starts):
+                    steps[index].append((_row(raw, index), actions[index], rewards[index]))
+                    if not ended:
+                        continue
+                    if left[index] > 0:
+                        last = infos[index]["terminal_observation"]
+                        last = last if normalize is None else normalize.unnormalize_obs(last)
+                        truncated = infos[index].get("TimeLimit.truncated", False)
+                        yield _joined(steps[index], last, not truncated)
+                        left[index] -= 1
+                        progress.update()
+                    steps[index] = []
+                raw = obs if normalize is None else normalize.get_original_obs()
+    finally:
+        if normalize is not None:
+            normalize.training = training
+
+
+def mean_return(env: VecEnv, actor: Actor, n_episodes: int) -> float:
+    """
+    Mean undiscounted return of some episodes.
+
+    :param env: Environment
+    :param actor: Chooses actions
+    :param n_episodes: Episodes
+    :return: The mean
+    """
+    return float(np.mean([episode.rewards.sum() for episode in play(env, actor, n_episodes, "Reference score")]))
+
+
+def random_actor(env: VecEnv, seed: int = 0) -> Actor:
+    """
+    Uniformly random actions, from a generator of their own.
+
+    :param env: Environment
+    :param seed: Seed
+    :return: The actor
+    """
+    space, rng = cast(spaces.Box, env.action_space), np.random.default_rng(seed)
+
+    def act(obs: Any, state: Any, starts: np.ndarray) -> tuple[np.ndarray, Any]:
+        actions = rng.uniform(space.low, space.high, (env.num_envs, *space.shape))
+        return actions.clip(space.low, space.high).astype(space.dtype), None
+
+    return act
+
+
+def _agent(model: "MBDPO", deterministic: bool) -> Actor:
+    return lambda obs, state, starts: model.predict(obs, state, starts, deterministic)
+
+
+def _row(observations: Any, index: int) -> Any:
+    if isinstance(observations, dict):
+        return {key: np.array(value[index]) for key, value in observations.items()}
+    return np.array(observations[index])
+
+
+def _joined(steps: list[Any], last: Any, terminated: bool) -> Episode:
+    rows = [step[0] for step in steps] + [last]
+    if isinstance(last, dict):
+        observations: Any = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in last}
+    else:
+        observations = np.stack(rows)
+    return Episode(observations, np.stack([s[1] for s in steps]), np.array([s[2] for s in steps]), terminated)
+
+
+def _recorded(episode: Episode, model: "MBDPO") -> Any:
+    """An ``EpisodeBuffer`` in the shapes and types of the model's spaces."""
+    from minari.data_collector import EpisodeBuffer
+
+    length, space = len(episode.rewards), model.observation_space
+
+    def fitted(values: np.ndarray, part: spaces.Space) -> np.ndarray:
+        return np.asarray(values, part.dtype).reshape(-1, *(part.shape or ()))
+
+    if isinstance(space, spaces.Dict):
+        observations: Any = {key: fitted(episode.observations[key], part) for key, part in space.items()}
+    else:
+        observations = fitted(episode.observations, space)
+    ends = np.zeros((2, length), dtype=bool)
+    ends[0 if episode.terminated else 1, -1] = True
+    return EpisodeBuffer(
+        observations=observations,
+        actions=cast(Any, fitted(episode.actions, model.action_space)),
+        rewards=cast(Any, np.asarray(episode.rewards, np.float64)),
+        terminations=cast(Any, ends[0]),
+        truncations=cast(Any, ends[1]),
+    )
+
+
+def _own_metadata(model: "MBDPO", source: str, low: float | None, high: float | None) -> dict[str, Any]:
+    from sb3_mbdpo import __version__
+
+    scores = {"ref_min_score": low, "ref_max_score": high}
+    values = {"sb3_mbdpo_version": __version__, "sb3_mbdpo_source": source, "n_updates": model._n_updates}
+    return values | {name: float(value) for name, value in scores.items() if value is not None}
+
+
+def _free_path(dataset_id: str) -> Path:
+    """Where the data set will lie. What an interrupted export left there is removed."""
+    if not DATASET_ID.fullmatch(dataset_id):
+        raise ValueError(
+            f'dataset_id must look like "namespace/name-v0", namespaces of two letters or more, got {dataset_id!r}.'
+        )
+    path = minari_root() / dataset_id
+    if path.exists():
+        if not _left_over(path):
+            raise ValueError(f"{dataset_id} exists already: raise its version, or `minari delete {dataset_id}` first.")
+        shutil.rmtree(path)
+    return path
+
+
+def _left_over(path: Path) -> bool:
+    """Whether a folder is what an export that was killed leaves: a data set that counts no episode yet."""
+    if [entry.name for entry in path.iterdir()] not in ([], ["data"]):
+        return False
+    file = path / "data" / "metadata.json"
+    if not file.is_file():
+        return not any(file.parent.glob("*"))
+    found = json.loads(file.read_text())
+    ours = found.get("algorithm_name", "MBDPO") == "MBDPO" and "sb3_mbdpo_version" not in found
+    return bool(ours and found.get("total_episodes") == 0)
+
+
+def _environment(model: "MBDPO", env: GymEnv | str | None) -> VecEnv | None:
+    if env is None:
+        return model.env
+    wrapped = model._wrap_env(maybe_make_env(env, model.verbose), model.verbose)
+    utils.check_for_correct_spaces(wrapped, model.observation_space, model.action_space)
+    return wrapped
+
+
+def _spec(env: VecEnv, model: "MBDPO") -> EnvSpec | None:
+    """The environment's spec, if it alone makes an environment of the model's spaces and can be written down."""
+    spec = env.get_attr("spec", 0)[0] if env.has_attr("spec") else None
+    if spec is None:
+        return None
+    wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.entry_point != MONITOR)
+    spec = dataclasses.replace(spec, additional_wrappers=wrappers)
+    try:
+        spec.to_json()
+        made = model._wrap_env(gym.make(spec))
+        pair = made.observation_space, cast(spaces.Box, made.action_space)
+        made.close()
+        check_same_spaces(pair, model.observation_space, cast(spaces.Box, model.action_space))
+    except (gym.error.Error, ImportError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        warnings.warn(
+            f"The data set will not name its environment, which its spec alone does not make ({error}).", stacklevel=4
+        )
+        return None
+    return cast(EnvSpec, spec)

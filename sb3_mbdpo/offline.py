@@ -1,0 +1,337 @@
+"""Learning from recorded data alone: the part of MBDPO that needs no environment."""
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+import gymnasium as gym
+from gymnasium import spaces
+from stable_baselines3.common import utils
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_mbdpo.buffers import SequenceSamples
+from sb3_mbdpo.minari_data import convert_minari
+from sb3_mbdpo.minari_export import export_minari
+from sb3_mbdpo.minari_sources import Dataset, check_same_spaces, common_spaces, episode_limit, open_tasks
+from sb3_mbdpo.offline_evaluation import OfflineEvaluation
+from sb3_mbdpo.presets import discount_for, learning_starts_for
+from sb3_mbdpo.resuming import ResumableAlgorithm
+from sb3_mbdpo.shards import ShardedDataset
+
+if TYPE_CHECKING:
+    from minari import MinariDataset
+
+    from sb3_mbdpo.mbdpo import MBDPO
+
+SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
+# What can be learned from
+OfflineData: TypeAlias = "Dataset | ShardedDataset"
+
+
+class OfflineAlgorithm(ResumableAlgorithm):
+    """The part of MBDPO that learns from data sets and turns what it collected into one."""
+
+    def _prepare_updates(self) -> None:
+        """What comes before a series of updates."""
+        raise NotImplementedError
+
+    def _update(self, samples: SequenceSamples) -> None:
+        """One update."""
+        raise NotImplementedError
+
+    def learn_offline(
+        self: SelfOffline,
+        dataset: OfflineData,
+        gradient_steps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1000,
+        eval_env: GymEnv | str | None = None,
+        eval_freq: int = 10_000,
+        n_eval_episodes: int = 5,
+        tb_log_name: str = "MBDPO_offline",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+        shards_dir: str | Path | None = None,
+    ) -> SelfOffline:
+        """
+        Learn from recorded data, without any environment.
+
+        Here a timestep is a gradient step: ``num_timesteps``, the learning-rate schedule, the progress bar, the names
+        of checkpoints and the logger's x-axis count them. Callbacks get ``on_training_start``, ``on_step`` after each
+        gradient step (False stops) and ``on_training_end``; there are no rollouts, and their locals hold ``samples``
+        instead of what an environment returned. ``learn()`` afterwards fine-tunes: it counts from zero and begins
+        with ``learning_starts`` random steps, or goes on counting and acts for itself from the first step with
+        ``reset_num_timesteps=False``. ``warmup_updates`` are not done again.
+
+        A model with a seed draws each batch by the seed and the number of updates so far: training that was
+        interrupted, loaded and continued with ``reset_num_timesteps=False`` is the training that was not.
+
+        :param dataset: A Minari id, a ``MinariDataset``, a list of them, or a ``ShardedDataset``, whose ``horizon``
+            and ``device`` are set to the model's
+        :param gradient_steps: Updates to do
+        :param callback: Callback(s) called after every gradient step
+        :param log_interval: Gradient steps between logs
+        :param eval_env: Environment to evaluate in, as "eval/mean_reward" and, where the data has reference scores,
+            "eval/normalized_score"; None: no evaluation
+        :param eval_freq: Gradient steps between evaluations; there is one at the end in any case
+        :param n_eval_episodes: Episodes of an evaluation
+        :param tb_log_name: Name of the run in tensorboard
+        :param reset_num_timesteps: Start counting from zero
+        :param progress_bar: Show a progress bar
+        :param shards_dir: Where converted data sets go; None puts them beside Minari's own
+        :return: The model itself
+        :raises ValueError: for data that cannot be read or that is not of this model's spaces, before anything changes
+        """
+        for name, value in {
+            "gradient_steps": gradient_steps,
+            "log_interval": log_interval,
+            "eval_freq": eval_freq,
+        }.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        callbacks = _as_list(callback)
+        if eval_env is not None:
+            # Before what may be a long conversion
+            wrapped = self._wrap_env(maybe_make_env(eval_env, self.verbose), self.verbose)
+            utils.check_for_correct_spaces(wrapped, self.observation_space, self.action_space)
+        data = self._open_data(dataset, shards_dir)
+        if eval_env is not None:
+            callbacks.append(OfflineEvaluation(wrapped, data.tasks[0], eval_freq, n_eval_episodes))
+        if progress_bar:
+            callbacks.append(GradientStepsBar())
+        if self.episodic is None and data.has_terminations():
+            self.policy.mark_episodic()
+        with self._any_env():
+            total_timesteps = self._setup_offline(gradient_steps, tb_log_name, reset_num_timesteps)
+            callback = self._init_callback(callbacks)
+            callback.on_training_start(locals(), globals())
+            unlogged = 0
+            while self.num_timesteps < total_timesteps:
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+                self._prepare_updates()
+                if self.seed is not None:
+                    data.seed((self.seed, self._n_updates))
+                samples = data.sample(self.batch_size, env=self._vec_normalize_env)
+                self._update(samples)
+                self.num_timesteps, unlogged = self.num_timesteps + 1, unlogged + 1
+                if unlogged == log_interval:
+                    self._log_offline()
+                    unlogged = 0
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    break
+            if unlogged > 0:
+                self._log_offline()
+            callback.on_training_end()
+        if isinstance(eval_env, str):
+            wrapped.close()
+        return self
+
+    def _log_offline(self) -> None:
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.dump_logs()
+
+    def _open_data(self, dataset: OfflineData, shards_dir: str | Path | None) -> ShardedDataset:
+        """The data as shards of this model's horizon and device; spaces are checked before a long conversion."""
+        if not isinstance(dataset, ShardedDataset):
+            check_same_spaces(common_spaces(open_tasks(dataset)), self.observation_space, self._box())
+            dataset = ShardedDataset(convert_minari(dataset, shards_dir))
+        check_same_spaces((dataset.observation_space, dataset.action_space), self.observation_space, self._box())
+        self._check_tasks(dataset)
+        dataset.horizon, dataset.device = self.policy.search_config.horizon, self.device
+        return dataset
+
+    def _box(self) -> spaces.Box:
+        return cast(spaces.Box, self.action_space)
+
+    def _check_tasks(self, data: ShardedDataset) -> None:
+        """Refuse data of other tasks than the model's."""
+        _refuse_tasks([task.name for task in data.tasks if task.name is not None and task.episodes > 0])
+
+    def _setup_offline(self, gradient_steps: int, tb_log_name: str, reset_num_timesteps: bool) -> int:
+        """As Stable-Baselines3 sets up ``learn``, without touching an environment; returns where to stop counting."""
+        self.start_time = time.time_ns()
+        if self.ep_info_buffer is None or reset_num_timesteps:
+            self.ep_info_buffer = deque(maxlen=self._stats_window_size)
+            self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+        if reset_num_timesteps:
+            self.num_timesteps = self._episode_num = 0
+        self._total_timesteps = self.num_timesteps + gradient_steps
+        self._num_timesteps_at_start = self.num_timesteps
+        if not self._custom_logger:
+            self._logger = utils.configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
+        return self._total_timesteps
+
+    @contextmanager
+    def _any_env(self) -> Iterator[None]:
+        """Callbacks ask for a training environment: lend a model that has none one that only knows its spaces."""
+        if self.env is not None:
+            yield
+            return
+        self.env = DummyVecEnv([lambda: SpacesOnly(self.observation_space, self.action_space)])
+        try:
+            yield
+        finally:
+            self.env = None
+
+    @classmethod
+    def from_minari(
+        cls: type[SelfOffline],
+        dataset: OfflineData,
+        env: GymEnv | str | None = None,
+        policy: str | None = None,
+        **kwargs: Any,
+    ) -> SelfOffline:
+        """
+        Build a model for recorded data: its spaces, its environment where that can be recovered, the discount that
+        suits its episodes' length.
+
+        Without an environment the model learns offline, predicts, saves and loads; ``set_env`` gives it one.
+
+        :param dataset: As in :meth:`learn_offline`
+        :param env: Environment to use instead of the recorded one
+        :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class; None: what suits the spaces
+        :param kwargs: Further arguments of the algorithm
+        :return: The model, not trained yet
+        :raises ValueError: if the data cannot be read, or the environment given has other spaces
+        """
+        if isinstance(dataset, ShardedDataset):
+            pair, limit, recorded = (dataset.observation_space, dataset.action_space), dataset.max_episode_length, None
+        else:
+            tasks = open_tasks(dataset)
+            _refuse_tasks([task.name for task in tasks if task.name is not None])
+            pair, limit = common_spaces(tasks), episode_limit(tasks)
+            recorded = None if env is not None else _recovered([d for t in tasks for d in t.datasets], pair)
+        policy = policy or _policy_for(pair[0])
+        kwargs = {"gamma": discount_for(limit)} | kwargs
+        env = recorded if env is None else env
+        if env is not None:
+            verbose = kwargs.get("verbose", 0)
+            wrapped = cls._wrap_env(maybe_make_env(env, verbose), verbose)
+            check_same_spaces(pair, wrapped.observation_space, cast(spaces.Box, wrapped.action_space))
+            return cls(policy, wrapped, **kwargs)
+        if kwargs.get("learning_starts") is None:
+            kwargs["learning_starts"] = learning_starts_for(limit)
+            kwargs.setdefault("warmup_updates", kwargs["learning_starts"])
+        model = cls(policy, None, _init_setup_model=False, **kwargs)  # type: ignore[arg-type, call-arg]
+        model.observation_space, model.action_space = pair
+        model.n_envs = 1
+        model._setup_model()
+        return model
+
+    def to_minari(
+        self,
+        dataset_id: str,
+        source: str = "replay_buffer",
+        n_episodes: int = 100,
+        env: GymEnv | str | None = None,
+        deterministic: bool = True,
+        ref_min_score: float | None = None,
+        ref_max_score: float | None = None,
+        n_ref_episodes: int = 0,
+        **metadata: Any,
+    ) -> "MinariDataset":
+        """
+        Make a Minari data set: see :func:`~sb3_mbdpo.minari_export.export_minari`.
+
+        :param dataset_id: Id of the new data set, "namespace/name-v0"
+        :param source: "replay_buffer": what was collected while learning; "agent": fresh episodes
+        :param n_episodes: Episodes to play, for "agent"
+        :param env: Environment to play in; None: the model's own
+        :param deterministic: Whether the agent acts without exploration noise
+        :param ref_min_score: Return that counts as 0
+        :param ref_max_score: Return that counts as 1
+        :param n_ref_episodes: Episodes for each reference score that is not given (a random policy's, the agent's)
+        :param metadata: Author, description, data_format, ...
+        :return: The data set
+        :raises ValueError: if there is nothing to export, or the id is taken
+        """
+        return export_minari(
+            cast("MBDPO", self),
+            dataset_id,
+            source,
+            n_episodes,
+            env,
+            deterministic,
+            ref_min_score,
+            ref_max_score,
+            n_ref_episodes,
+            **metadata,
+        )
+
+
+class SpacesOnly(gym.Env):
+    """
+    Has spaces and nothing else: stands where an environment is asked for but never used.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    """
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, **kwargs: Any) -> Any:
+        """:raises RuntimeError: always"""
+        raise RuntimeError("This model has no environment: give it one with set_env().")
+
+    def step(self, action: Any) -> Any:
+        """:raises RuntimeError: always"""
+        raise RuntimeError("This model has no environment: give it one with set_env().")
+
+
+class GradientStepsBar(ProgressBarCallback):
+    """Stable-Baselines3's progress bar, one step at a time however many environments the model has."""
+
+    def _on_step(self) -> bool:
+        self.pbar.update(1)
+        return True
+
+
+def _as_list(callback: MaybeCallback) -> list[BaseCallback]:
+    if callback is None:
+        return []
+    if isinstance(callback, list):
+        return list(callback)
+    return [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
+
+
+def _refuse_tasks(names: list[str]) -> None:
+    if names:
+        raise ValueError(f"The data is of the tasks {names}, the model of a single one: pass one task's data.")
+
+
+def _policy_for(space: spaces.Space) -> str:
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+
+
+def _recovered(datasets: list[Any], pair: tuple[spaces.Space, spaces.Box]) -> VecEnv | None:
+    """The environment that one of the data sets names, wrapped; None, with a warning, if it cannot be made."""
+    for dataset in datasets:
+        if dataset.env_spec is None:
+            continue
+        env = None
+        try:
+            env = OfflineAlgorithm._wrap_env(dataset.recover_environment())
+            check_same_spaces(pair, env.observation_space, cast(spaces.Box, env.action_space))
+        except (gym.error.Error, ImportError, ValueError, TypeError, AttributeError, RuntimeError, OSError) as error:
+            if env is not None:
+                env.close()
+            warnings.warn(
+                f"The environment of {dataset.id} could not be recovered ({error}): the model has none, unless you "
+                "pass env=...",
+                stacklevel=3,
+            )
+            return None
+        return env
+    return None

@@ -1,0 +1,46 @@
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from sb3_mbdpo.typed_spaces import space_from_json, space_to_json
+
+SPACES = [
+    spaces.Box(-1.0, 1.0, (3,), np.float32),
+    spaces.Box(-np.inf, np.inf, (2, 4), np.float64),
+    spaces.Box(np.array([-np.inf, 0.1], np.float32), np.array([2.5, np.inf], np.float32)),
+    spaces.Box(0, 255, (3, 8, 8), np.uint8),
+    spaces.Box(0.0, 1.0, (), np.float32),
+    spaces.Discrete(4),
+    spaces.Discrete(4, start=2),
+    spaces.MultiDiscrete([2, 3]),
+    spaces.MultiBinary(5),
+    spaces.MultiBinary([2, 3]),
+    spaces.Dict({"b": spaces.Discrete(2), "a": spaces.Box(0, 1, (2,))}),
+]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_spaces_survive_json(space: spaces.Space) -> None:
+    back = space_from_json(json.loads(json.dumps(space_to_json(space), allow_nan=False)))
+    assert back == space
+    assert back.dtype == space.dtype
+    if isinstance(space, spaces.Dict):
+        assert list(back) == list(space)
+
+
+@pytest.mark.parametrize("space", [spaces.Text(3), spaces.Tuple([spaces.Discrete(2)])])
+def test_other_spaces_are_refused(space: spaces.Space) -> None:
+    with pytest.raises(ValueError, match="cannot be described"):
+        space_to_json(space)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [None, [], {}, {"type": "Text"}, {"type": "Discrete", "n": 3}, {"type": "Discrete", "n": 3, "start": 0, "x": 1}],
+)
+def test_what_describes_no_space(description: Any) -> None:
+    with pytest.raises(ValueError, match="describes no space"):
+        space_from_json(description)
