@@ -33,6 +33,7 @@ class SequenceSamples(NamedTuple):
     :param rewards: ``[H, B, 1]``, float32, zero where masked
     :param terminations: ``[H, B, 1]``, float32, 1 for a true termination (not for a time limit), zero where masked
     :param masks: ``[H, B, 1]``, float32, 1 while the window goes on; the first entry always is 1, and no 1 follows a 0
+    :param task: ``[B]``, int64, task of each window, where it is not part of the observations
     """
 
     observations: th.Tensor | TensorDict
@@ -40,6 +41,7 @@ class SequenceSamples(NamedTuple):
     rewards: th.Tensor
     terminations: th.Tensor
     masks: th.Tensor
+    task: th.Tensor | None = None
 
 
 def _map(function: Callable[..., Any], first: Any, *others: Any) -> Any:
