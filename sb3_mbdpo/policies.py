@@ -30,7 +30,7 @@ from sb3_mbdpo.search import (
     score_plan,
     search,
 )
-from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY, TaskSet
+from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY, TaskSet, check_task_indices, check_task_spaces
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
 
 ACT_MODES = ("search", "score", "prior")
@@ -281,6 +281,14 @@ class MBDPOPolicy(BasePolicy):
             return PixelEncoder(cast(tuple[int, ...], space.shape), sizes["num_channels"], latent_dim, simnorm_dim)
         return StateEncoder(get_flattened_obs_dim(space), widths, latent_dim, simnorm_dim, activation_fn=activation_fn)
 
+    def rebuild_optimizers(self, lr_schedule: Schedule) -> None:
+        """
+        Optimizers without a past, for parameters that have changed their shape.
+
+        :param lr_schedule: Learning rate schedule
+        """
+        self._build_optimizers(lr_schedule, self._init_arguments["encoder_lr_scale"])
+
     def _build_optimizers(self, lr_schedule: Schedule, encoder_lr_scale: float) -> None:
         """An optimizer each for world model, prior and score network: their gradients never mix."""
         lr, model = lr_schedule(1), self.world_model
@@ -357,7 +365,7 @@ class MBDPOPolicy(BasePolicy):
             return
         self._init_arguments["tasks"] = task_set.to_plain()
         self.observation_space = self._init_arguments["observation_space"] = task_set.observation_space
-        discounts = th.tensor([[task.discount] for task in task_set], dtype=th.float32, device=self.device)
+        discounts = th.tensor(task_set.discounts, dtype=th.float32, device=self.device)[:, None]
         # Not in the state_dict: they are part of the task set
         self.register_buffer("discounts", discounts, persistent=False)
 
@@ -636,41 +644,6 @@ class MBDPOPolicy(BasePolicy):
 def _read_terminates(module: nn.Module, _incompatible_keys: Any) -> None:
     policy = cast(MBDPOPolicy, module)
     policy.episodic = bool(policy.terminates.item())
-
-
-def check_task_spaces(task_set: TaskSet, observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    """
-    :param task_set: Tasks of a multi-task model
-    :param observation_space: Observation space
-    :param action_space: Action space
-    :raises ValueError: unless the spaces are the set's own
-    """
-    for what, found, wanted in (
-        ("observations", observation_space, task_set.observation_space),
-        ("actions", action_space, task_set.action_space),
-    ):
-        if found != wanted:
-            raise ValueError(
-                f"A model of these {len(task_set)} tasks has {what} of {wanted}, this environment has {found}: wrap it "
-                "in MultiTaskEnv with the same tasks, or build it with make_multitask_env."
-            )
-
-
-def check_task_indices(task_set: TaskSet, observation: Any) -> None:
-    """
-    :param task_set: Tasks of a multi-task model
-    :param observation: One observation or a batch of them, as NumPy arrays
-    :raises ValueError: unless it holds the index of one of the tasks for each row
-    """
-    if not isinstance(observation, dict) or observation.keys() != {OBSERVATION_KEY, TASK_KEY}:
-        found = sorted(observation) if isinstance(observation, dict) else type(observation).__name__
-        raise ValueError(
-            f'A multi-task policy observes a dict of "{OBSERVATION_KEY}" and "{TASK_KEY}", got {found}: wrap the '
-            "environment in MultiTaskEnv."
-        )
-    index = np.asarray(observation[TASK_KEY])
-    if not np.issubdtype(index.dtype, np.integer) or index.size and not 0 <= index.min() <= index.max() < len(task_set):
-        raise ValueError(f"task must be whole numbers from 0 to {len(task_set) - 1}, got {observation[TASK_KEY]!r}.")
 
 
 def check_act_mode(act_mode: str, with_score: bool) -> None:

@@ -11,7 +11,7 @@ import math
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -202,6 +202,11 @@ class TaskSet:
         dims = np.array([task.action_dim for task in self.tasks])
         return (np.arange(self.action_dim) < dims[:, None]).astype(np.float32)
 
+    @property
+    def discounts(self) -> list[float]:
+        """Discount factor of each task."""
+        return [float(cast(float, task.discount)) for task in self.tasks]
+
     # --- plain data ---------------------------------------------------------------------------------------------
 
     def to_plain(self) -> dict[str, Any]:
@@ -221,7 +226,7 @@ class TaskSet:
         :return: The set
         :raises ValueError: for anything else, naming what does not belong or is missing
         """
-        content = dict(data) if isinstance(data, Mapping) else {"tasks": data}
+        content: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {"tasks": data}
         unknown = sorted(content.keys() - {"observation_dim", "action_dim", "tasks"})
         if unknown or not isinstance(content.get("tasks"), (list, tuple)):
             raise ValueError(
@@ -243,6 +248,19 @@ def _task_from_plain(entry: Any) -> Task:
     return Task(**entry)
 
 
+def plain_tasks(
+    tasks: TaskSet | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
+) -> dict[str, Any] | None:
+    """
+    :param tasks: A task set or its plain data
+    :return: Plain data, complete and checked; None for None
+    :raises ValueError: if it is no task set
+    """
+    if tasks is None:
+        return None
+    return (tasks if isinstance(tasks, TaskSet) else TaskSet.from_plain(tasks)).to_plain()
+
+
 def pad_right(values: np.ndarray, width: int) -> np.ndarray:
     """
     Zeros after the last entries.
@@ -257,3 +275,39 @@ def pad_right(values: np.ndarray, width: int) -> np.ndarray:
     padded = np.zeros((*values.shape[:-1], width), np.float32)
     padded[..., : values.shape[-1]] = values
     return padded
+
+
+def check_task_spaces(task_set: TaskSet, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """
+    :param task_set: Tasks of a multi-task model
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :raises ValueError: unless the spaces are the set's own
+    """
+    for what, found, wanted in (
+        ("observations", observation_space, task_set.observation_space),
+        ("actions", action_space, task_set.action_space),
+    ):
+        if found != wanted:
+            raise ValueError(
+                f"A model of these {len(task_set)} tasks has {what} of {wanted}, this environment has {found}: wrap it "
+                "in MultiTaskEnv with the same tasks, or build it with make_multitask_env."
+            )
+
+
+def check_task_indices(task_set: TaskSet, observation: Any) -> None:
+    """
+    :param task_set: Tasks of a multi-task model
+    :param observation: One observation or a batch of them, as NumPy arrays
+    :raises ValueError: unless it holds the index of one of the tasks for each row
+    """
+    if not isinstance(observation, dict) or observation.keys() != {OBSERVATION_KEY, TASK_KEY}:
+        found = sorted(observation) if isinstance(observation, dict) else type(observation).__name__
+        raise ValueError(
+            f'A multi-task policy observes a dict of "{OBSERVATION_KEY}" and "{TASK_KEY}", got {found}: wrap the '
+            "environment in MultiTaskEnv."
+        )
+    index = np.asarray(observation[TASK_KEY])
+    known = np.issubdtype(index.dtype, np.integer) and ((index >= 0) & (index < len(task_set))).all()
+    if not known:
+        raise ValueError(f"task must be whole numbers from 0 to {len(task_set) - 1}, got {observation[TASK_KEY]!r}.")
