@@ -2,8 +2,11 @@
 
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_mbdpo.mbdpo import MBDPO
+from sb3_mbdpo.multitask_env import MultiTaskEnv, describe_tasks, make_multitask_env
 from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy
 from sb3_mbdpo.released_checkpoints import load_released_checkpoint
+from sb3_mbdpo.task_replay import MultiTaskReplayBuffer
+from sb3_mbdpo.tasks import Task, TaskSet
 from sb3_mbdpo.world_model import WorldModel
 
 __version__ = "0.1.0"
@@ -15,8 +18,14 @@ __all__ = [
     "MBDPOPolicy",
     "MlpPolicy",
     "MultiInputPolicy",
+    "MultiTaskEnv",
+    "MultiTaskReplayBuffer",
     "SequenceReplayBuffer",
     "SequenceSamples",
+    "Task",
+    "TaskSet",
     "WorldModel",
+    "describe_tasks",
     "load_released_checkpoint",
+    "make_multitask_env",
 ]
