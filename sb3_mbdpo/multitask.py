@@ -236,6 +236,8 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         assert self.replay_buffer_class is not None
         self.n_envs = env.num_envs
         self.set_env(env)
+        if self.seed is not None:
+            env.seed(self.seed)
         previous = self.replay_buffer
         buffer: ReplayBuffer = self.replay_buffer_class(
             self.buffer_size,
