@@ -33,7 +33,7 @@ class SequenceSamples(NamedTuple):
     :param rewards: ``[H, B, 1]``, float32, zero where masked
     :param terminations: ``[H, B, 1]``, float32, 1 for a true termination (not for a time limit), zero where masked
     :param masks: ``[H, B, 1]``, float32, 1 while the window goes on; the first entry always is 1, and no 1 follows a 0
-    :param task: ``[B]``, int64, task of each window, where it is not part of the observations
+    :param task: ``[B]``, int64, index of each window's task, None where there is only one
     """
 
     observations: th.Tensor | TensorDict

@@ -43,7 +43,8 @@ class MBDPO(MultiTaskAlgorithm):
     default the preset decides, and an explicit value always wins.
 
     :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class
-    :param env: Environment, its id, or a vector environment; None only when loading
+    :param env: Environment, its id, or a vector environment; None when loading, or for a model of ``tasks`` whose
+        environments come later
     :param learning_rate: Adam's learning rate, or a schedule of the remaining progress (1 to 0). Preset: 3e-4 for the
         paper's sizes, 1e-3 for the small models of the cpu preset
     :param buffer_size: Transitions kept for replay
@@ -139,7 +140,7 @@ class MBDPO(MultiTaskAlgorithm):
     def __init__(
         self,
         policy: str | type[MBDPOPolicy],
-        env: GymEnv | str,
+        env: GymEnv | str | None,
         learning_rate: float | Schedule | None = None,
         buffer_size: int = 1_000_000,
         learning_starts: int | None = None,
@@ -202,7 +203,7 @@ class MBDPO(MultiTaskAlgorithm):
     ):
         super().__init__(
             policy,
-            env,
+            env,  # type: ignore[arg-type]
             learning_rate,  # type: ignore[arg-type]  # resolved below, as what else is None here
             buffer_size,
             learning_starts,  # type: ignore[arg-type]

@@ -78,6 +78,10 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         tasks = self.tasks
         if tasks is not None and self.env is not None:
             check_task_env(tasks, self.env)
+        elif tasks is not None and not hasattr(self, "action_space"):
+            # No environment: the tasks know the spaces
+            self.observation_space, self.action_space = tasks.observation_space, tasks.action_space
+            self.n_envs = 1
 
     def _default_buffer_class(self) -> type[SequenceReplayBuffer]:
         if self._tasks is not None:
@@ -94,15 +98,37 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         """
         Replace the training environment; running plans are dropped.
 
-        :param env: Environment with the same spaces, of the same tasks in a multi-task model
+        :param env: Environment with the same spaces, of the same tasks in a multi-task model. As long as a multi-task
+            model has nothing in its replay buffer, any number of environments can be set
         :param force_reset: Reset it before the next step
         :raises ValueError: if it does not fit
         """
-        tasks = self.tasks
-        if tasks is not None:
-            check_task_env(tasks, env)
-        super().set_env(env, force_reset)
+        if self._tasks is None:
+            super().set_env(env, force_reset)
+        else:
+            vector = self._wrap_env(env, self.verbose)
+            check_task_env(TaskSet.from_plain(self._tasks), vector)
+            if vector.num_envs != self.n_envs and self.replay_buffer is not None and self.replay_buffer.size() == 0:
+                self._empty_buffer(vector.num_envs)
+            super().set_env(vector, force_reset)
         self._plans = self._restarts = None
+
+    def _empty_buffer(self, n_envs: int) -> None:
+        """Begin a replay buffer for the present spaces; its random generator goes on."""
+        assert self.replay_buffer_class is not None
+        previous, self.n_envs = self.replay_buffer, n_envs
+        buffer: ReplayBuffer = self.replay_buffer_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=n_envs,
+            **{**self.replay_buffer_kwargs, **self._buffer_arguments()},
+        )
+        assert isinstance(buffer, SequenceReplayBuffer)
+        if previous is not None:
+            buffer.rng = previous.rng
+        self.replay_buffer = buffer
 
     def _mask_actions(self, scaled: np.ndarray) -> np.ndarray:
         """Zero for the actions that a task does not have [n_envs, A]; as they are in single-task models."""
@@ -196,7 +222,11 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         self._acts_from_start = True
         length = extended[name].episode_length or UNKNOWN_EPISODE_LENGTH
         self.learning_starts = length if learning_starts is None else learning_starts
-        self._train_on(DummyVecEnv([lambda copy=copy: Monitor(copy) for copy in copies]))  # type: ignore[misc]
+        vector = DummyVecEnv([lambda copy=copy: Monitor(copy) for copy in copies])  # type: ignore[misc]
+        self._empty_buffer(n_envs)
+        self.set_env(vector)
+        if self.seed is not None:
+            vector.seed(self.seed)
         return AddedTask(extended[name], len(tasks), source, errors)
 
     def set_trainable(self, parts: Sequence[str] | None) -> None:
@@ -230,27 +260,6 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         found = task_errors(self.policy, windows, len(tasks), self.consistency_coef, self.reward_coef)
         errors = dict(zip(tasks.names, found, strict=True))
         return min(errors, key=lambda task: errors[task].total), errors
-
-    def _train_on(self, env: VecEnv) -> None:
-        """Go on with another environment, of any number of copies, and an empty replay buffer."""
-        assert self.replay_buffer_class is not None
-        self.n_envs = env.num_envs
-        self.set_env(env)
-        if self.seed is not None:
-            env.seed(self.seed)
-        previous = self.replay_buffer
-        buffer: ReplayBuffer = self.replay_buffer_class(
-            self.buffer_size,
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            n_envs=self.n_envs,
-            **{**self.replay_buffer_kwargs, **self._buffer_arguments()},
-        )
-        assert isinstance(buffer, SequenceReplayBuffer)
-        if previous is not None:
-            buffer.rng = previous.rng
-        self.replay_buffer = buffer
 
 
 def task_set_of(env: GymEnv | None) -> TaskSet | None:

@@ -89,6 +89,25 @@ def test_tasks_can_be_given_as_plain_data(form: str) -> None:
     assert leaning_model(env, tasks=given).tasks == tasks
 
 
+def test_a_model_of_tasks_can_wait_for_its_environments() -> None:
+    kwargs = {"preset": "debug", "buffer_size": 100, "warmup_updates": 0, "device": "cpu"}
+    model = MBDPO("MultiInputPolicy", None, tasks=LEANING, seed=0, **kwargs)
+    observation = leaning_observations([0, 2])
+    assert model.predict(observation)[0].shape == (2, 3)
+    model.learner.update(windows([0, 2, 1], beside=True))
+    with pytest.raises(ValueError, match="MultiTaskEnv"):
+        model.set_env(Leaning())
+    for n_copies in (2, 1):
+        model.set_env(leaning_env(n_copies=n_copies))
+        assert model.n_envs == 3 * n_copies
+    model.learning_starts = 6
+    model.learn(12)
+    with pytest.raises(AssertionError, match="number of environments"):
+        model.set_env(leaning_env(n_copies=2))
+    with pytest.raises(ValueError, match="env is None"):
+        MBDPO("MlpPolicy", None, preset="debug", device="cpu")
+
+
 @pytest.mark.parametrize(
     "kwargs, words",
     [
