@@ -73,9 +73,7 @@ def resolve_defaults(model: MBDPO) -> None:
     :raises ValueError: without an environment, or for a number out of its range
     """
     if not hasattr(model, "action_space"):
-        raise ValueError(
-            "env is None: pass an environment or its id; only load() and models of `tasks` do without."
-        )
+        raise ValueError("env is None: pass an environment or its id; only load() and models of `tasks` do without.")
     resolved, values = resolve_preset(model.preset, model.device)
     unset = [name for name in values if getattr(model, name) is None]
     for name in unset:

@@ -248,6 +248,7 @@ class MBDPO(MultiTaskAlgorithm):
         self.task_sampling = task_sampling
         self._trainable: list[str] | None = None
         self._acts_from_start = False
+        self._task_returns: dict[str, list[float]] = {}
         # Running plans while collecting, and the rows whose episode has just ended
         self._plans: np.ndarray | None = None
         self._restarts: np.ndarray | None = None

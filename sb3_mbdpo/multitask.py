@@ -9,8 +9,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_wrapper
 
 from sb3_mbdpo.adaptation import (
@@ -51,6 +52,8 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
     # Parts that go on learning, None for all; and whether the policy acts before learning starts, not random draws
     _trainable: list[str] | None
     _acts_from_start: bool
+    # Returns of each task's latest episodes, as plain data too
+    _task_returns: dict[str, list[float]]
 
     def _make_learner(self) -> Learner:
         raise NotImplementedError
@@ -137,6 +140,40 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
             return scaled
         assert isinstance(self._last_obs, dict)
         return scaled * tasks.action_masks[np.asarray(self._last_obs[TASK_KEY]).reshape(-1)]
+
+    # --- logs ---------------------------------------------------------------------------------------------------
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps:
+            self._task_returns = {}
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        """Besides what Stable-Baselines3 keeps of episodes that ended, their returns by task."""
+        super()._update_info_buffer(infos, dones)
+        tasks = self.policy.task_set
+        if tasks is None:
+            return
+        # The last observation is still the one before this step: of the task whose episode may have ended
+        assert isinstance(self._last_obs, dict)
+        for index, info in zip(self._last_obs[TASK_KEY].reshape(-1), infos, strict=True):
+            if "episode" in info:
+                returns = self._task_returns.setdefault(tasks.names[index], [])
+                returns.append(float(info["episode"]["r"]))
+                del returns[: -self._stats_window_size]
+
+    def dump_logs(self) -> None:
+        """Write log data, mean returns of each task included."""
+        for name, returns in self._task_returns.items():
+            self.logger.record(f"rollout/ep_rew_mean/{name}", float(np.mean(returns)))
+        super().dump_logs()
 
     # --- scores -------------------------------------------------------------------------------------------------
 
@@ -270,14 +307,14 @@ def task_set_of(env: GymEnv | None) -> TaskSet | None:
     """
     if env is None:
         return None
-    if not isinstance(env, VecEnv):
-        return env.get_wrapper_attr("task_set") if env.has_wrapper_attr("task_set") else None
-    if not env.has_attr("task_set"):
-        return None
-    sets: list[TaskSet] = env.get_attr("task_set")
+    if isinstance(env, VecEnv):
+        found = env.get_attr("task_set") if env.has_attr("task_set") else []
+    else:
+        found = [env.get_wrapper_attr("task_set")] if env.has_wrapper_attr("task_set") else []
+    sets = [tasks for tasks in found if isinstance(tasks, TaskSet)]
     if any(other != sets[0] for other in sets[1:]):
         raise ValueError("The environments belong to different task sets: wrap all of them with the same one.")
-    return sets[0]
+    return sets[0] if sets else None
 
 
 def check_task_env(tasks: TaskSet, env: GymEnv) -> None:

@@ -29,7 +29,7 @@ class Recorded(NamedTuple):
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned what its tasks pay."""
     path = tmp_path_factory.mktemp("adaptation") / "model"
-    leaning_model(buffer_size=2000, batch_size=32).learn(240).save(path)
+    leaning_model(buffer_size=2000, batch_size=32).learn(180).save(path)
     return path
 
 
@@ -163,8 +163,8 @@ def test_fine_tuning_learns_the_new_task(pretrained: Path, tmp_path: Path) -> No
     model.learn(10)
     assert model._n_updates == updates and model._plans is not None, "acts by plans, and does not learn yet"
     assert model.n_envs == model.replay_buffer.n_envs == 2  # type: ignore[union-attr]
-    model.learn(250, reset_num_timesteps=False)
-    assert model._n_updates > updates + 200
+    model.learn(180, reset_num_timesteps=False)
+    assert model._n_updates > updates + 150
     assert (model.replay_buffer.observations["task"][:100] == added.task_index).all()  # type: ignore[union-attr]
     weight = model.policy.world_model.task_embedding.weight.detach()  # type: ignore[union-attr]
     assert th.equal(weight[:3], old_rows) and not th.equal(weight[3], old_rows[0])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -28,6 +29,7 @@ from tests.fakes import (
     randomize,
     toy_envs,
 )
+from tests.test_resume import Losses
 from tests.test_updates import learner_for
 
 ABSENT = LEANING.action_masks == 0
@@ -303,10 +305,28 @@ def test_what_is_collected_is_masked_and_tells_its_task(trained: MBDPO) -> None:
         assert not samples.actions.permute(1, 2, 0)[th.as_tensor(ABSENT)[task[0, :, 0]]].any()
 
 
+def test_returns_are_logged_by_task() -> None:
+    model = leaning_model(leaning_env(("up", "wide"), n_copies=2), learning_starts=1000, stats_window_size=3)
+    writer = Losses()
+    logged = writer.rows
+    model.set_logger(Logger(folder=None, output_formats=[writer]))
+    model.learn(60, log_interval=1)
+    keys = {key for key in logged[-1] if key.startswith("rollout/ep_rew_mean/")}
+    assert keys == {"rollout/ep_rew_mean/up", "rollout/ep_rew_mean/wide"}
+    assert model.env is not None
+    episodes = [env.get_wrapper_attr("get_episode_rewards")() for env in model.env.envs]  # type: ignore[attr-defined]
+    # Two episodes of two environments each; of those, the latest three in the order in which they ended
+    up = [reward for pair in zip(*episodes[:2], strict=True) for reward in pair]
+    assert logged[-1]["rollout/ep_rew_mean/up"] == pytest.approx(np.mean(up[-3:]), abs=1e-5)
+    assert len(up) == 4 and all(len(returns) == 3 for returns in model._task_returns.values())
+    model.learn(8, reset_num_timesteps=True)
+    assert all(len(returns) <= 2 for returns in model._task_returns.values())
+
+
 def test_training_tells_the_tasks_apart() -> None:
     """What pays in the first task costs in the second; only the task's index says which it is."""
     model = leaning_model(leaning_env(("up", "down"), n_copies=2), learning_starts=100, batch_size=32, buffer_size=2000)
-    model.learn(480)
+    model.learn(420)
     actions, _ = model.predict(leaning_observations([0] * 8 + [1] * 8), deterministic=True)
     assert actions[:8, 0].mean() > 0.25 and actions[8:, 0].mean() < -0.25, actions[:, 0]
     scores = model.evaluate_tasks(2, LEANING_ENVS, ["up", "down"], seed=0)
