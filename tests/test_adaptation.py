@@ -163,7 +163,7 @@ def test_fine_tuning_learns_the_new_task(pretrained: Path, tmp_path: Path) -> No
     model.learn(10)
     assert model._n_updates == updates and model._plans is not None, "acts by plans, and does not learn yet"
     assert model.n_envs == model.replay_buffer.n_envs == 2  # type: ignore[union-attr]
-    model.learn(180, reset_num_timesteps=False)
+    model.learn(260, reset_num_timesteps=False)
     assert model._n_updates > updates + 150
     assert (model.replay_buffer.observations["task"][:100] == added.task_index).all()  # type: ignore[union-attr]
     weight = model.policy.world_model.task_embedding.weight.detach()  # type: ignore[union-attr]
