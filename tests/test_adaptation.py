@@ -29,7 +29,9 @@ class Recorded(NamedTuple):
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned what its tasks pay."""
     path = tmp_path_factory.mktemp("adaptation") / "model"
-    leaning_model(buffer_size=2000, batch_size=32).learn(180).save(path)
+    model = leaning_model(buffer_size=2000, learning_starts=1000, seed=3).learn(390)
+    model.train(300, 64)
+    model.save(path)
     return path
 
 
@@ -45,13 +47,15 @@ def parts_of(model: MBDPO) -> dict[str, th.Tensor]:
     }
 
 
-@pytest.mark.parametrize("sign, expected", [(1.0, "up"), (-1.0, "down")])
-def test_the_nearest_task_is_the_one_that_pays_alike(sign: float, expected: str, pretrained: Path) -> None:
+@pytest.mark.parametrize("sign, alike, unlike", [(1.0, ("up", "wide"), "down"), (-1.0, ("down",), "up")])
+def test_the_nearest_task_is_one_that_pays_alike(
+    sign: float, alike: tuple[str, ...], unlike: str, pretrained: Path
+) -> None:
     added = load(pretrained).add_task(lambda: Leaning(sign=sign), "new", n_episodes=8)
-    assert added.errors is not None and added.errors.keys() == set(LEANING.names)
-    assert added.source == expected and added.errors[expected].total == min(e.total for e in added.errors.values())
-    worse = {"up": "down", "down": "up"}[expected]
-    assert added.errors[worse].reward > added.errors[expected].reward
+    errors = added.errors
+    assert errors is not None and errors.keys() == set(LEANING.names)
+    assert added.source in alike and errors[added.source].total == min(error.total for error in errors.values())
+    assert errors[unlike].reward > errors[added.source].reward + 0.5, errors
 
 
 def test_given_episodes_decide(pretrained: Path) -> None:
@@ -163,13 +167,13 @@ def test_fine_tuning_learns_the_new_task(pretrained: Path, tmp_path: Path) -> No
     model.learn(10)
     assert model._n_updates == updates and model._plans is not None, "acts by plans, and does not learn yet"
     assert model.n_envs == model.replay_buffer.n_envs == 2  # type: ignore[union-attr]
-    model.learn(260, reset_num_timesteps=False)
+    model.learn(190, reset_num_timesteps=False)
     assert model._n_updates > updates + 150
     assert (model.replay_buffer.observations["task"][:100] == added.task_index).all()  # type: ignore[union-attr]
     weight = model.policy.world_model.task_embedding.weight.detach()  # type: ignore[union-attr]
     assert th.equal(weight[:3], old_rows) and not th.equal(weight[3], old_rows[0])
     after = model.evaluate_tasks(2, envs, seed=0).by_name()
-    assert after["new"].mean > before["new"].mean + 2, (before, after)
+    assert after["new"].mean > before["new"].mean + 5, (before, after)
 
     model.save(tmp_path / "model")
     with pytest.raises(ValueError, match="other sizes"):
