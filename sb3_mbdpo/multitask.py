@@ -238,6 +238,11 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         tasks = self._require_tasks()
         if n_envs < 1 or (n_envs > 1 and isinstance(env, gym.Env)):
             raise ValueError(f"n_envs={n_envs} copies need the environment's id or a function that makes it.")
+        if n_episodes < 1:
+            raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
+        if like is not None and like != NEAREST:
+            tasks.index(like)
+        check_parts(trainable)
         repeat = int(task_fields.get("action_repeat", 1))
         inner = make_env(env, repeat)
         env_id = env if isinstance(env, str) else None
@@ -245,9 +250,10 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         extended = tasks.with_task(describe_task(inner, name, **({"env_id": env_id} | task_fields)))
         wrapped = MultiTaskEnv(inner, extended, name)
         copies = [wrapped] + [MultiTaskEnv(make_env(env, repeat), extended, name) for _ in range(n_envs - 1)]
-        source, errors = self._source_of(tasks, wrapped, like, episodes, n_episodes)
-        check_parts(trainable)
-
+        source, errors = like, None
+        if like == NEAREST:
+            source, errors = self._nearest(tasks, wrapped, episodes, n_episodes)
+        # Nothing has changed so far, and nothing can fail from here on
         index = None if source is None else tasks.index(source)
         extend_embedding(self.policy.world_model, extended[name].action_dim, index, self.policy.generator)
         self._tasks = extended.to_plain()
@@ -277,23 +283,13 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         set_trainable(self.policy.world_model, parts)
         self._trainable = None if parts is None else list(parts)
 
-    def _source_of(
-        self,
-        tasks: TaskSet,
-        env: MultiTaskEnv,
-        like: str | None,
-        episodes: Sequence[Episode] | None,
-        n_episodes: int,
-    ) -> tuple[str | None, dict[str, TaskError] | None]:
-        """Name of the task to copy from, and the errors by which it was found."""
-        if like != NEAREST:
-            return (like if like is None else tasks.names[tasks.index(like)]), None
-        if n_episodes < 1:
-            raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
+    def _nearest(
+        self, tasks: TaskSet, env: MultiTaskEnv, episodes: Sequence[Episode] | None, n_episodes: int
+    ) -> tuple[str, dict[str, TaskError]]:
+        """Name of the known task that the new one is most like, and the errors by which it was found."""
         if episodes is None:
             episodes = random_episodes(env.env, n_episodes, np.random.default_rng(self.seed))
-        horizon = self.policy.search_config.horizon
-        windows = episode_windows(episodes, env, horizon, self.device)
+        windows = episode_windows(episodes, env, self.policy.search_config.horizon, self.device)
         found = task_errors(self.policy, windows, len(tasks), self.consistency_coef, self.reward_coef)
         errors = dict(zip(tasks.names, found, strict=True))
         return min(errors, key=lambda task: errors[task].total), errors
