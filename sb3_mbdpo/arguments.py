@@ -14,6 +14,8 @@ from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
 from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.policies import check_act_mode
 from sb3_mbdpo.presets import discount_for, episode_length_of, learning_starts_for, resolve_preset
+from sb3_mbdpo.task_replay import MultiTaskReplayBuffer, check_task_sampling
+from sb3_mbdpo.tasks import check_task_spaces
 from sb3_mbdpo.updates import BOOTSTRAPS
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def resolve_defaults(model: MBDPO) -> None:
     :raises ValueError: without an environment, or for a number out of its range
     """
     if not hasattr(model, "action_space"):
-        raise ValueError("env is None: pass an environment or its id; only load() can do without one.")
+        raise ValueError("env is None: pass an environment or its id; only load() and models of `tasks` do without.")
     resolved, values = resolve_preset(model.preset, model.device)
     unset = [name for name in values if getattr(model, name) is None]
     for name in unset:
@@ -87,7 +89,7 @@ def resolve_defaults(model: MBDPO) -> None:
             setattr(model, name, max(int(values[name] * share), least))
     if model.verbose >= 1 and unset:
         print(f'Using the "{resolved}" preset (model_size={model.model_size}, n_samples={model.n_samples})')
-    if model.gamma is None or model.learning_starts is None:
+    if (model.gamma is None and model.tasks is None) or model.learning_starts is None:
         _apply_episode_rules(model)
     if model.warmup_updates is None:
         model.warmup_updates = 0
@@ -107,11 +109,20 @@ def _check_numbers(model: MBDPO) -> None:
 
 
 def _apply_episode_rules(model: MBDPO) -> None:
-    length = None if model.env is None else episode_length_of(model.env)
+    tasks = model.tasks
+    if tasks is not None:
+        # As many random episodes of each task as a single one gets
+        length: int | None = sum(task.episode_length or 0 for task in tasks)
+    else:
+        length = None if model.env is None else episode_length_of(model.env)
     if model.learning_starts is None:
         model.learning_starts = learning_starts_for(length)
         if model.warmup_updates is None:
             model.warmup_updates = model.learning_starts
+    if tasks is not None:
+        if model.verbose >= 1:
+            print(f"{len(tasks)} tasks of {length} steps in all: learning_starts={model.learning_starts}")
+        return
     if model.gamma is None:
         model.gamma = discount_for(length)
     if model.verbose >= 1:
@@ -143,6 +154,7 @@ def check_arguments(model: MBDPO) -> None:
     if not np.issubdtype(dtype, np.floating):
         raise ValueError(f"The action space must be a Box of floats, got {dtype}: wrap the environment to round.")
     check_spaces(model.observation_space, cast(spaces.Box, model.action_space))
+    _check_tasks(model)
     if "horizon" in model.replay_buffer_kwargs and model.replay_buffer_kwargs["horizon"] != model.horizon:
         raise ValueError("replay_buffer_kwargs holds `horizon`, an argument of MBDPO itself: pass it to MBDPO.")
     clashing = sorted(model._policy_arguments().keys() & model.policy_kwargs.keys())
@@ -159,6 +171,24 @@ def check_arguments(model: MBDPO) -> None:
     for name in ("use_sde", "sde_sample_freq"):
         if model.policy_kwargs.get(name):
             raise ValueError(f"{name} is not supported: MBDPO explores with `exploration_noise` and `action_noise`.")
+
+
+def _check_tasks(model: MBDPO) -> None:
+    """Arguments of multi-task models, and those that do not go with them."""
+    check_task_sampling(model.task_sampling)
+    if model.tasks is None:
+        if model.task_sampling != "proportional":
+            raise ValueError('task_sampling="balanced" needs several tasks: pass `tasks` or a multi-task environment.')
+        return
+    if model.gamma is not None:
+        raise ValueError(f"gamma={model.gamma:g} is for one task: here each has its own, pass Task(discount=...).")
+    check_task_spaces(model.tasks, model.observation_space, model.action_space)
+    buffer_class = model.replay_buffer_class
+    multi = buffer_class is None or issubclass(buffer_class, MultiTaskReplayBuffer)
+    if model.task_sampling == "balanced" and not multi:
+        raise ValueError('task_sampling="balanced" needs a MultiTaskReplayBuffer: leave out replay_buffer_class.')
+    if "task_sampling" in model.replay_buffer_kwargs:
+        raise ValueError("replay_buffer_kwargs holds `task_sampling`, an argument of MBDPO itself: pass it to MBDPO.")
 
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Box) -> None:

@@ -59,20 +59,25 @@ def imagine(policy: MBDPOPolicy, observation: Observation, actions: np.ndarray) 
     """
     policy.set_training_mode(False)
     obs, vectorized = policy.obs_to_tensor(observation)
-    model, z = policy.world_model, policy.world_model.encode(policy.preprocess(obs))
+    task = policy.tasks_of(obs)
+    model, z = policy.world_model, policy.world_model.encode(policy.preprocess(obs), task)
     plan = _scaled_plan(policy, actions, len(z), vectorized)
+    mask = model.mask(task)
+    plan = plan if mask is None else plan * mask[:, None]
     latents = [z]
     for action in plan.unbind(1):
-        latents.append(model.next(latents[-1], action))
+        latents.append(model.next(latents[-1], action, task))
     path = th.stack(latents, dim=1)
-    joined = model.join(path[:, :-1], plan)
-    last = model.prior_action(path[:, -1:])
+    # One task for all steps of a row
+    task = None if task is None else task[:, None]
+    joined = model.join(path[:, :-1], plan, task)
+    last = model.prior_action(path[:, -1:], None, task)
     rewards = model.two_hot.decode(model.reward(joined))
-    values = model.value(path, th.cat([plan, last], dim=1)).mean(0)
+    values = model.value(path, th.cat([plan, last], dim=1), task).mean(0)
     energies = model.scale_energy(model.energy(joined)) if model.energy is not None else th.zeros_like(rewards)
     ended = th.zeros_like(rewards)
     if policy.episodic and model.termination is not None:
-        ended = model.termination(model.join(path[:, 1:])).sigmoid()
+        ended = model.termination(model.join(path[:, 1:], None, task)).sigmoid()
     numbers = [x.squeeze(-1).cpu().numpy() for x in (rewards, values, energies, ended)]
     return Imagination(*(x if vectorized else x[0] for x in (path.cpu().numpy(), *numbers)))
 

@@ -16,21 +16,24 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
+from sb3_mbdpo.adaptation import set_trainable
 from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
-from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
+from sb3_mbdpo.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
 from sb3_mbdpo.losses import LossCoefficients
 from sb3_mbdpo.metrics import RunningMeans
+from sb3_mbdpo.multitask import MultiTaskAlgorithm
 from sb3_mbdpo.offline import OfflineAlgorithm
 from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy, PlanResult
 from sb3_mbdpo.resuming import RandomState
+from sb3_mbdpo.tasks import TaskSet, plain_tasks
 from sb3_mbdpo.updates import Learner
 
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
 
 
-class MBDPO(OfflineAlgorithm):
+class MBDPO(OfflineAlgorithm, MultiTaskAlgorithm):
     """
     Model-Based Diffusion Policy Optimization.
 
@@ -41,16 +44,18 @@ class MBDPO(OfflineAlgorithm):
     default the preset decides, and an explicit value always wins.
 
     :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class
-    :param env: Environment, its id, or a vector environment; None only when loading
+    :param env: Environment, its id, or a vector environment; None when loading, or for a model of ``tasks`` whose
+        environments come later
     :param learning_rate: Adam's learning rate, or a schedule of the remaining progress (1 to 0). Preset: 3e-4 for the
         paper's sizes, 1e-3 for the small models of the cpu preset
     :param buffer_size: Transitions kept for replay
     :param learning_starts: Random environment steps before the first update. None: max(1000, 5 L) for episodes of
-        length L, followed by ``warmup_updates``
+        length L, followed by ``warmup_updates``. With several tasks L is the sum of their lengths
     :param batch_size: Windows per update. Preset (256)
     :param tau: Polyak step of the target critics and of the prior's value range (0.01). Values travel at about this
         rate per update: a larger one learns sooner and is less stable. Preset
-    :param gamma: Discount factor. None: clip((L/5 - 1) / (L/5), 0.95, 0.995), or 0.99 when L is unknown
+    :param gamma: Discount factor. None: clip((L/5 - 1) / (L/5), 0.95, 0.995), or 0.99 when L is unknown. Multi-task
+        models have a discount per task instead
     :param train_freq: Environment steps (per environment) between updates, or e.g. ``(1, "episode")``
     :param gradient_steps: Updates after each rollout; -1, the default, is one per collected transition
     :param action_noise: Additional noise on actions while collecting, as in TD3 or SAC
@@ -113,6 +118,10 @@ class MBDPO(OfflineAlgorithm):
     :param warm_denoising_steps: Denoising steps of a search that continues a plan, at most T - 1; fewer are faster and
         stay closer to the plan. None: as many as at an episode's first step
     :param episodic: Whether episodes can terminate. None: the termination head joins in with the first termination seen
+    :param tasks: Tasks of a multi-task model, a :class:`~sb3_mbdpo.tasks.TaskSet` or its plain data. None: taken from
+        the environments if they are ``MultiTaskEnv``, see :func:`~sb3_mbdpo.multitask_env.make_multitask_env`;
+        otherwise the model is one of a single task. The policy is then "MultiInputPolicy"
+    :param task_sampling: How tasks share a batch: "proportional" to what is stored of each, or "balanced"
     :param stats_window_size: Episodes averaged in the logs
     :param tensorboard_log: Folder of the tensorboard logs
     :param policy_kwargs: Arguments of the policy: net_arch, activation_fn, n_critics, widths, features extractor,
@@ -135,7 +144,7 @@ class MBDPO(OfflineAlgorithm):
     def __init__(
         self,
         policy: str | type[MBDPOPolicy],
-        env: GymEnv | str,
+        env: GymEnv | str | None,
         learning_rate: float | Schedule | None = None,
         buffer_size: int = 1_000_000,
         learning_starts: int | None = None,
@@ -187,6 +196,8 @@ class MBDPO(OfflineAlgorithm):
         compile: bool = False,
         warm_denoising_steps: int | None = None,
         episodic: bool | None = None,
+        tasks: TaskSet | dict[str, Any] | list[dict[str, Any]] | None = None,
+        task_sampling: str = "proportional",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -197,7 +208,7 @@ class MBDPO(OfflineAlgorithm):
     ):
         super().__init__(
             policy,
-            env,
+            env,  # type: ignore[arg-type]
             learning_rate,  # type: ignore[arg-type]  # resolved below, as what else is None here
             buffer_size,
             learning_starts,  # type: ignore[arg-type]
@@ -238,6 +249,11 @@ class MBDPO(OfflineAlgorithm):
         self.score_interval, self.episodic = score_interval, episodic
         self.search_dtype, self.update_dtype, self.compile = search_dtype, update_dtype, compile
         self.warm_denoising_steps = warm_denoising_steps
+        self._tasks = plain_tasks(tasks)
+        self.task_sampling = task_sampling
+        self._trainable: list[str] | None = None
+        self._acts_from_start = False
+        self._task_returns: dict[str, list[float]] = {}
         # Running plans while collecting, and the rows whose episode has just ended
         self._plans: np.ndarray | None = None
         self._restarts: np.ndarray | None = None
@@ -251,15 +267,15 @@ class MBDPO(OfflineAlgorithm):
     # --- construction -------------------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
+        self._resolve_tasks()
         resolve_defaults(self)
         check_arguments(self)
         if self.replay_buffer_class is None:
-            is_dict = isinstance(self.observation_space, spaces.Dict)
-            self.replay_buffer_class = DictSequenceReplayBuffer if is_dict else SequenceReplayBuffer
+            self.replay_buffer_class = self._default_buffer_class()
         # Policy and buffer take the algorithm's own arguments; the user's stay what they were
         user_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
         self.policy_kwargs = {**self._policy_arguments(), **self.policy_kwargs}
-        self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "horizon": self.horizon}
+        self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, **self._buffer_arguments()}
         try:
             super()._setup_model()
         finally:
@@ -267,6 +283,8 @@ class MBDPO(OfflineAlgorithm):
         assert self.replay_buffer is not None
         self.replay_buffer.seed(self.seed)
         self._restore_random_state()
+        if self._trainable is not None:
+            set_trainable(self.policy.world_model, self._trainable)
         self.learner = self._make_learner()
 
     def _make_learner(self) -> Learner:
@@ -309,7 +327,8 @@ class MBDPO(OfflineAlgorithm):
             "seed",
         )
         return {name: getattr(self, name) for name in names} | {
-            "discount": self.gamma,
+            "discount": self.gamma if self.tasks is None else max(self.tasks.discounts),
+            "tasks": self._tasks,
             "search_dtype": resolve_dtype("search_dtype", cast(str, self.search_dtype), self.device),
             "with_score": self.score_coef > 0,
         }
@@ -332,22 +351,13 @@ class MBDPO(OfflineAlgorithm):
                 self.replay_buffer.mark_boundary()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """
-        Replace the training environment; running plans are dropped.
-
-        :param env: Environment with the same spaces
-        :param force_reset: Reset it before the next step
-        """
-        super().set_env(env, force_reset)
-        self._plans = self._restarts = None
-
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        if self.num_timesteps < learning_starts:
+        if self.num_timesteps < learning_starts and not self._acts_from_start:
             # Stable-Baselines3 unscales in float32, which can end a hair outside of the bounds
             _, scaled = super()._sample_action(learning_starts, action_noise, n_envs)
+            scaled = self._mask_actions(scaled)
             return self.policy.to_env(scaled), scaled
         assert self._last_obs is not None, "self._last_obs was not set"
         self.policy.set_training_mode(False)
@@ -358,16 +368,16 @@ class MBDPO(OfflineAlgorithm):
         self._record_plan(result)
         scaled = result.action.cpu().numpy().reshape(n_envs, *self.action_space.shape)  # type: ignore[misc]
         if action_noise is not None:
-            scaled = np.clip(scaled + action_noise(), -1, 1)
+            scaled = self._mask_actions(np.clip(scaled + action_noise(), -1, 1))
         return self.policy.to_env(scaled), scaled
 
     def _record_plan(self, result: PlanResult) -> None:
         """Search statistics, and how far the executed plan is from the policy that the critics bootstrap from."""
         with th.no_grad():
             if self.bootstrap == "prior":
-                bootstrap_action = self.policy.world_model.prior_action(result.latent)
+                bootstrap_action = self.policy.world_model.prior_action(result.latent, None, result.task)
             else:
-                bootstrap_action = self.learner.cold_plan(result.latent)[:, 0]
+                bootstrap_action = self.learner.cold_plan(result.latent, result.task)[:, 0]
             metrics = {"search/action_drift": (result.plan[:, 0] - bootstrap_action).abs().mean()}
         if result.search is not None:
             metrics["search/value"] = result.search.value.mean()

@@ -1,5 +1,7 @@
 """Pictures of what the policy does."""
 
+from typing import cast
+
 import numpy as np
 
 try:
@@ -9,6 +11,7 @@ except ImportError as error:
     raise ImportError("pictures need matplotlib: run `pip install matplotlib`") from error
 
 from sb3_mbdpo.imagination import PlanTrace
+from sb3_mbdpo.task_scores import TaskScores
 
 MAX_COLUMNS = 6
 
@@ -60,3 +63,36 @@ def _colours(fractions: np.ndarray) -> np.ndarray:
     """Grey for the worst candidate to blue for the best [N, 3]."""
     worst, best = np.array([0.85, 0.85, 0.85]), np.array([0.0, 0.3, 0.8])
     return worst + fractions[:, None] * (best - worst)
+
+
+def plot_task_scores(scores: TaskScores, before: TaskScores | None = None) -> Figure:
+    """
+    Draw scores task by task: a bar for each, with the standard deviation over its episodes.
+
+    Normalised scores where every task has them, returns otherwise.
+
+    :param scores: From ``model.evaluate_tasks()``
+    :param before: Earlier scores to draw beside them, e.g. from before a fine-tuning; tasks they lack get one bar
+    :return: Figure; ``figure.savefig("tasks.png")`` writes it
+    :raises ValueError: if there is nothing to draw
+    """
+    if not scores:
+        raise ValueError("There are no scores to draw.")
+    shown = [("before", before), ("after", scores)] if before is not None else [("", scores)]
+    normalized = all(score.normalized is not None for _, group in shown for score in group)
+    figure = Figure(figsize=(max(0.7 * len(scores) + 2, 4.5), 4), layout="constrained")
+    panel, width = figure.subplots(), 0.8 / len(shown)
+    positions = {score.name: place for place, score in enumerate(scores)}
+    for number, (label, group) in enumerate(shown):
+        known = [score for score in group if score.name in positions]
+        places = [positions[score.name] + (number - (len(shown) - 1) / 2) * width for score in known]
+        heights = [cast(float, score.normalized) if normalized else score.mean for score in known]
+        spreads = [cast(float, score.normalized_std) if normalized else score.std for score in known]
+        colour = (0.6, 0.6, 0.6) if label == "before" else (0.0, 0.3, 0.8)
+        panel.bar(places, heights, width, yerr=spreads, label=label, color=colour, capsize=2)
+    panel.axhline(0.0, color="black", linewidth=0.8)
+    panel.set_xticks(range(len(scores)), [score.name for score in scores], rotation=45, ha="right")
+    panel.set_ylabel("normalised score" if normalized else "return of an episode")
+    if before is not None:
+        panel.legend(frameon=False)
+    return figure

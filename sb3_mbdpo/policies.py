@@ -7,7 +7,6 @@ from typing import Any, ClassVar, NamedTuple, cast
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim, is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -30,7 +29,9 @@ from sb3_mbdpo.search import (
     score_plan,
     search,
 )
-from sb3_mbdpo.world_model import WorldModel
+from sb3_mbdpo.task_policy import TaskPolicy
+from sb3_mbdpo.tasks import OBSERVATION_KEY, TaskSet, check_task_spaces
+from sb3_mbdpo.world_model import TaskSpec, WorldModel
 
 ACT_MODES = ("search", "score", "prior")
 
@@ -38,16 +39,18 @@ ACT_MODES = ("search", "score", "prior")
 class PlanResult(NamedTuple):
     """
     What acting computes for a batch: ``action`` [B, A] scaled to [-1, 1], exploration noise included; ``plan``
-    [B, H, A], the next warm start; ``latent`` [B, L]; ``search`` its statistics, None when acting without search.
+    [B, H, A], the next warm start; ``latent`` [B, L]; ``search`` its statistics, None when acting without search;
+    ``task`` [B] the index of each row's task, None in single-task models.
     """
 
     action: th.Tensor
     plan: th.Tensor
     latent: th.Tensor
     search: SearchResult | None
+    task: th.Tensor | None = None
 
 
-class MBDPOPolicy(BasePolicy):
+class MBDPOPolicy(TaskPolicy):
     """
     Policy class of MBDPO: planning lives here, so that a policy saved alone acts like the model it came from.
 
@@ -94,6 +97,8 @@ class MBDPOPolicy(BasePolicy):
     :param discount: Discount factor gamma of the search
     :param episodic: Whether episodes can terminate; None: from the first termination on
     :param with_score: Whether there is a score network
+    :param tasks: Tasks of a multi-task model, see :class:`~sb3_mbdpo.tasks.TaskSet`, as a set or as its plain data
+    :param task_embedding_dim: Width of the task embeddings
     :param search_dtype: Type of the search's matrix products
     :param warm_denoising_steps: Denoising steps of decisions that continue a plan
     :param compile: Compile search and losses
@@ -146,6 +151,8 @@ class MBDPOPolicy(BasePolicy):
         discount: float = 0.99,
         episodic: bool | None = None,
         with_score: bool = True,
+        tasks: TaskSet | dict[str, Any] | None = None,
+        task_embedding_dim: int = 96,
         search_dtype: str = "float32",
         warm_denoising_steps: int | None = None,
         compile: bool = False,
@@ -155,6 +162,7 @@ class MBDPOPolicy(BasePolicy):
             name: value for name, value in locals().items() if name not in ("self", "__class__", "lr_schedule")
         }
         check_act_mode(act_mode, with_score)
+        self.task_set = TaskSet.from_plain(tasks) if isinstance(tasks, dict) else tasks
         super().__init__(
             observation_space,
             action_space,
@@ -204,8 +212,9 @@ class MBDPOPolicy(BasePolicy):
                 # As Stable-Baselines3's own models tell its own extractors
                 extractor_kwargs["normalized_image"] = True
             extractor = features_extractor_class(observation_space, **extractor_kwargs)
+        task_dim = 0 if self.task_set is None else task_embedding_dim
         self.world_model = WorldModel(
-            self._make_encoder(encoder_widths, sizes, simnorm_dim, activation_fn, extractor),
+            self._make_encoder(encoder_widths, sizes, simnorm_dim, activation_fn, extractor, task_dim),
             sizes["latent_dim"],
             get_action_dim(action_space),
             arch.get("heads", [sizes["mlp_dim"]] * 2),
@@ -221,8 +230,10 @@ class MBDPOPolicy(BasePolicy):
             time_embed_dim,
             with_termination=episodic is not False,
             with_score=with_score,
+            tasks=None if self.task_set is None else TaskSpec([t.action_dim for t in self.task_set], task_dim),
             activation_fn=activation_fn,
         )
+        self.register_tasks(self.task_set)
         # A float tensor in the state_dict: a policy loaded elsewhere knows whether its task terminates
         self.register_buffer("terminates", th.full((1,), float(episodic is True)))
         self.episodic = episodic is True
@@ -239,8 +250,15 @@ class MBDPOPolicy(BasePolicy):
         simnorm_dim: int,
         activation_fn: type[nn.Module],
         extractor: BaseFeaturesExtractor | None,
+        task_dim: int = 0,
     ) -> Encoder:
         latent_dim, space = sizes["latent_dim"], self.observation_space
+        if self.task_set is not None:
+            check_task_spaces(self.task_set, space, self.action_space)
+            if extractor is not None:
+                raise ValueError("features_extractor_class does not go with tasks: leave it out.")
+            width = self.task_set.observation_dim
+            return StateEncoder(width, widths, latent_dim, simnorm_dim, task_dim, activation_fn)
         if extractor is not None:
             return FeaturesEncoder(extractor, widths, latent_dim, simnorm_dim, activation_fn=activation_fn)
         if isinstance(space, spaces.Dict):
@@ -261,6 +279,14 @@ class MBDPOPolicy(BasePolicy):
                 )
             return PixelEncoder(cast(tuple[int, ...], space.shape), sizes["num_channels"], latent_dim, simnorm_dim)
         return StateEncoder(get_flattened_obs_dim(space), widths, latent_dim, simnorm_dim, activation_fn=activation_fn)
+
+    def rebuild_optimizers(self, lr_schedule: Schedule) -> None:
+        """
+        Optimizers without a past, for parameters that have changed their shape.
+
+        :param lr_schedule: Learning rate schedule
+        """
+        self._build_optimizers(lr_schedule, self._init_arguments["encoder_lr_scale"])
 
     def _build_optimizers(self, lr_schedule: Schedule, encoder_lr_scale: float) -> None:
         """An optimizer each for world model, prior and score network: their gradients never mix."""
@@ -335,6 +361,8 @@ class MBDPOPolicy(BasePolicy):
         :param augment: Shift images at random, as training does
         :return: Preprocessed observations [B, ...]
         """
+        if self.task_set is not None:
+            return (obs[OBSERVATION_KEY] if isinstance(obs, dict) else obs).float()
         if augment and self.shift_pixels > 0:
             obs = self._augment(obs)
         return preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
@@ -392,26 +420,32 @@ class MBDPOPolicy(BasePolicy):
         """
         model, config = self.world_model, self.search_config
         batch = len(previous_plan)
-        z = self._encode(obs, batch)
+        task = self.tasks_of(obs)
+        z = self._encode(obs, batch, task)
         if len(z) > batch:
             repeated = th.arange(len(z), device=z.device) % batch
             previous_plan, restart = previous_plan[repeated], restart[repeated]
+            task = None if task is None else task[repeated]
         result = None
         if self.act_mode == "search":
-            result = self._search(z, previous_plan, restart, deterministic, trace)
+            result = self._search(z, previous_plan, restart, deterministic, trace, task)
             plan = result.plan
         elif self.act_mode == "score":
-            plan = score_plan(model, config.schedule, z, previous_plan, restart)
+            plan = score_plan(model, config.schedule, z, previous_plan, restart, task)
         else:
             shape = (config.horizon, len(z), 1, model.action_dim)
             draws = th.zeros(shape, device=z.device) if deterministic else self._normal(shape)
-            plan = prior_rollouts(model, z, draws)[:, 0]
+            plan = prior_rollouts(model, z, draws, task)[:, 0]
         plan, z = plan[:batch].nan_to_num(0.0), z[:batch]
+        task = None if task is None else task[:batch]
+        mask = model.mask(task)
+        plan = plan if mask is None else plan * mask[:, None]
         result = None if result is None else SearchResult(*(x[:batch] for x in result))
         action = plan[:, 0]
         if not deterministic and self.act_mode != "prior":
             action = (action + self.exploration_noise * self._normal(tuple(action.shape))).clamp(-1, 1)
-        return PlanResult(action, plan, z, result)
+            action = action if mask is None else action * mask
+        return PlanResult(action, plan, z, result, task)
 
     def _search(
         self,
@@ -420,6 +454,7 @@ class MBDPOPolicy(BasePolicy):
         restart: th.Tensor,
         deterministic: bool,
         trace: list[SearchStep] | None,
+        task: th.Tensor | None,
     ) -> SearchResult:
         return search(
             self.world_model,
@@ -428,13 +463,15 @@ class MBDPOPolicy(BasePolicy):
             previous_plan,
             restart,
             self._noise(len(z), deterministic),
+            task,
+            self.row_discounts(task),
             episodic=self.episodic,
             trace=trace,
             all_warm=self.search_config.warm_steps is not None and not bool(restart.any()),
             evaluate_with=captured(Evaluator.__call__) if self.compiled else Evaluator.__call__,
         )
 
-    def _encode(self, obs: PyTorchObs, batch: int) -> th.Tensor:
+    def _encode(self, obs: PyTorchObs, batch: int, task: th.Tensor | None) -> th.Tensor:
         """
         Latents, with the first rows repeated where there are so few that matrix products would round in another order
         than they do for many: a row's plan must not depend on how many came with it, to the last bit.
@@ -446,7 +483,8 @@ class MBDPOPolicy(BasePolicy):
         index = th.arange(max(batch, MIN_ROWS), device=self.device) % batch
         if len(index) > batch:
             features = {k: x[index] for k, x in features.items()} if isinstance(features, dict) else features[index]
-        return self.world_model.encode(features)[:rows]
+            task = None if task is None else task[index]
+        return self.world_model.encode(features, task)[:rows]
 
     def _normal(self, shape: tuple[int, ...]) -> th.Tensor:
         return th.randn(shape, generator=self.generator, device=self.generator.device)

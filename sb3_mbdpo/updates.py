@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -114,11 +115,13 @@ class Learner:
         :return: The same with latents; only the first observation's carries a gradient
         """
         horizon, batch = samples.actions.shape[:2]
+        task = self.policy.tasks_of(_map(samples.observations, lambda x: x[0]), samples.task)
+        tasks = None if task is None else task.repeat(horizon)
         features = _map(samples.observations, lambda x: x.flatten(0, 1))
         features = self.policy.preprocess(features, augment=True)
-        first = self.model.encode(_map(features, lambda x: x[:batch]))
+        first = self.model.encode(_map(features, lambda x: x[:batch]), task)
         with th.no_grad():
-            targets = self.model.encode(_map(features, lambda x: x[batch:]))
+            targets = self.model.encode(_map(features, lambda x: x[batch:]), tasks)
         return LatentBatch(
             first,
             targets.unflatten(0, (horizon, batch)),
@@ -126,6 +129,7 @@ class Learner:
             samples.rewards,
             samples.terminations,
             samples.masks,
+            task,
         )
 
     def update_world_model(self, batch: LatentBatch, noise: UpdateNoise, index: int = 0) -> tuple[Metrics, th.Tensor]:
@@ -137,9 +141,11 @@ class Learner:
         :param index: Number of updates before this one
         :return: metrics, rolled-out latents [H + 1, B, L]
         """
-        policy, discount = self.policy, self.policy.search_config.discount
+        policy, rows = self.policy, self.policy.row_discounts(batch.task)
+        discount = policy.search_config.discount if rows is None else rows
+        bootstrap = self.bootstrap_plan if batch.task is None else partial(self.bootstrap_plan, task=batch.task)
         with self._autocast():
-            target = self._td_target(self.model, batch, self.bootstrap_plan, noise, discount, policy.episodic)
+            target = self._td_target(self.model, batch, bootstrap, noise, discount, policy.episodic)
         coefficients = self.coefficients if index % self.energy_interval == 0 else self.without_energy
         with self._autocast():
             loss, z, losses = self._world_model_loss(self.model, batch, target, noise, coefficients, policy.episodic)
@@ -152,30 +158,34 @@ class Learner:
         return metrics, z
 
     @th.no_grad()
-    def bootstrap_plan(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    def bootstrap_plan(self, z: th.Tensor, noise: th.Tensor, task: th.Tensor | None = None) -> th.Tensor:
         """
         Next actions of the policy that targets follow: one of the prior, or a whole plan of the score network.
 
         :param z: [..., L]
         :param noise: Standard normal draws [R, ..., A] for the R steps that are wanted
+        :param task: Task indices, broadcastable to the leading dimensions of ``z``
         :return: [P, ..., A], P at most R
         """
         if self.bootstrap == "prior":
-            return self.model.prior_action(z, noise[0])[None]
-        plan = self.cold_plan(z.flatten(0, -2)).transpose(0, 1)[: len(noise)]
-        noise = noise[: len(plan)]
+            return self.model.prior_action(z, noise[0], task)[None]
+        rows = None if task is None else task.expand(z.shape[:-1]).flatten()
+        plan = self.cold_plan(z.flatten(0, -2), rows).transpose(0, 1)[: len(noise)]
+        noise, mask = noise[: len(plan)], self.model.mask(task)
+        noise = noise if mask is None else noise * mask
         return (plan.reshape(noise.shape) + self.policy.exploration_noise * noise).clamp(-1, 1)
 
-    def cold_plan(self, z: th.Tensor) -> th.Tensor:
+    def cold_plan(self, z: th.Tensor, task: th.Tensor | None = None) -> th.Tensor:
         """
         The score network's plans without a warm start.
 
         :param z: [B, L]
+        :param task: Task indices [B]
         :return: [B, H, A]
         """
         cold = z.new_zeros(len(z), *self.policy.plan_shape)
         restart = th.ones(len(z), dtype=th.bool, device=z.device)
-        return score_plan(self.model, self.policy.search_config.schedule, z, cold, restart)
+        return score_plan(self.model, self.policy.search_config.schedule, z, cold, restart, task)
 
     def update_prior(self, z: th.Tensor, batch: LatentBatch, noise: UpdateNoise) -> Metrics:
         """
@@ -186,6 +196,8 @@ class Learner:
         :param noise: Random numbers of this update
         :return: metrics
         """
+        rows = self.policy.row_discounts(batch.task)
+        discount = self.policy.search_config.discount if rows is None else rows
         with self._autocast():
             loss, values = self._prior_loss(
                 self.model,
@@ -195,7 +207,7 @@ class Learner:
                 self.coefficients,
                 self.tau,
                 self.prior_horizon,
-                self.policy.search_config.discount,
+                discount,
                 self.policy.episodic,
             )
         metrics = {f"train/{name}": value for name, value in values.items()}
@@ -215,15 +227,28 @@ class Learner:
         assert policy.score_optimizer is not None
         noise = draw_noise(self.score_config, self.model, policy.generator, count, z.device, steps=1)
         behaviour = batch.actions[:, :count].transpose(0, 1)
+        task = None if batch.task is None else batch.task[:count]
+        model, discount = self.model, policy.row_discounts(task)
         with self._autocast():
             loss = score_loss(
-                self.model, self.score_config, z[:count], behaviour, noise, policy.generator, episodic=policy.episodic
+                model,
+                self.score_config,
+                z[:count],
+                behaviour,
+                noise,
+                policy.generator,
+                task,
+                discount,
+                policy.episodic,
             )
         grad_norm = self._step(policy.score_optimizer, self.score_coef * loss)
         return {"train/score_loss": loss.detach(), "train/score_grad_norm": grad_norm}
 
     def _step(self, optimizer: th.optim.Optimizer, loss: th.Tensor) -> th.Tensor:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # Fine-tuning can leave parts of the model as they are
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if not parameters:
+            return th.zeros((), device=loss.device)
         optimizer.zero_grad(set_to_none=True)
         # Named inputs: what lies outside this optimizer gets no gradient
         loss.backward(inputs=parameters)

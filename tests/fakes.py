@@ -8,9 +8,19 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_mbdpo import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy, WorldModel
+from sb3_mbdpo import (
+    MBDPO,
+    CnnPolicy,
+    MBDPOPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+    Task,
+    TaskSet,
+    WorldModel,
+    make_multitask_env,
+)
 from sb3_mbdpo.encoders import StateEncoder
 from sb3_mbdpo.evaluator import Evaluator
 from sb3_mbdpo.losses import LatentBatch
@@ -246,3 +256,60 @@ class PlainEvaluator(Evaluator):
         task = None if self.task is None else self.task.repeat_interleave(count, 0)
         action = self.model.prior_action(z, None, task)
         return self.model.value(z, action, task, self.chosen).mean(0).squeeze(-1)
+
+
+class Leaning(ToyEnv):
+    """
+    A task of its own sizes: rewards are the mean action times ``sign``, observations random.
+
+    :param width: Observation entries
+    :param n_actions: Actions, in bounds that are not [-1, 1]
+    :param sign: Whether large or small actions pay
+    :param length: Steps of an episode
+    """
+
+    def __init__(
+        self, width: int = 3, n_actions: int = 1, sign: float = 1.0, length: int = 6, terminates: bool = False
+    ):
+        actions = spaces.Box(-2.0, 2.0, (n_actions,), np.float32)
+        super().__init__(spaces.Box(-1.0, 1.0, (width,), np.float64), actions, (length,))
+        self.sign = sign
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, self.sign * float(action.mean()), terminated, truncated, info
+
+
+# Two tasks that only the task's index tells apart, and one of other sizes; room for wider ones
+LEANING = TaskSet(
+    [
+        Task("up", 3, 1, episode_length=6, discount=0.9),
+        Task("down", 3, 1, episode_length=6, discount=0.5, ref_min_score=-12.0, ref_max_score=12.0),
+        Task("wide", 4, 2, episode_length=6),
+    ],
+    observation_dim=5,
+    action_dim=3,
+)
+LEANING_ENVS: dict[str, Callable[[], gym.Env]] = {
+    "up": lambda: Leaning(),
+    "down": lambda: Leaning(sign=-1.0),
+    "wide": lambda: Leaning(4, 2, length=7),
+}
+
+
+def leaning_env(names: tuple[str, ...] = LEANING.names, **kwargs: Any) -> VecEnv:
+    return make_multitask_env(LEANING, LEANING_ENVS, names, **kwargs)
+
+
+def leaning_model(env: VecEnv | None = None, **kwargs: Any) -> MBDPO:
+    """A tiny multi-task model."""
+    values = {"preset": "debug", "buffer_size": 600, "learning_starts": 12, "batch_size": 16, "warmup_updates": 0}
+    return MBDPO("MultiInputPolicy", env or leaning_env(), device="cpu", **(values | {"seed": 0} | kwargs))
+
+
+def leaning_observations(tasks: list[int], seed: int = 0) -> dict[str, np.ndarray]:
+    """Padded observations of the given tasks."""
+    draw = np.random.default_rng(seed).uniform(-1, 1, (len(tasks), LEANING.observation_dim)).astype(np.float32)
+    widths = np.array([LEANING.tasks[task].observation_dim for task in tasks])
+    draw *= np.arange(LEANING.observation_dim) < widths[:, None]
+    return {"observation": draw, "task": np.array(tasks)}

@@ -7,7 +7,7 @@ import torch as th
 from sb3_mbdpo import MBDPO, hardware
 from sb3_mbdpo.hardware import DTYPES, LARGEST_LEARNED_BLOCK, captured, compiled, has_fast_bfloat16, resolve_dtype
 from sb3_mbdpo.two_hot import TwoHot
-from tests.fakes import ACTIONS, VECTOR, ToyEnv
+from tests.fakes import ACTIONS, VECTOR, ToyEnv, leaning_model, leaning_observations
 
 CPU = th.device("cpu")
 
@@ -183,6 +183,23 @@ def test_nothing_is_compiled_anew_while_learning(graphs: list[th.fx.GraphModule]
     for _ in range(3):
         model.predict(observations(1))
     assert len(graphs) == before
+
+
+def test_compiled_multi_task_model_computes_the_same(graphs: list[th.fx.GraphModule]) -> None:
+    reports, actions, counts = [], [], []
+    for compile in (False, True):
+        model = leaning_model(compile=compile).learn(15)
+        actions.append(model.predict(leaning_observations([0, 2, 1, 1]), deterministic=True)[0])
+        model.policy.set_training_mode(True)
+        reports.append(model.learner.update(model.replay_buffer.sample(16)))
+        # Other tasks in the batch are no reason to compile again
+        counts.append(len(graphs))
+        model.learn(9, reset_num_timesteps=False)
+        assert len(graphs) == counts[-1]
+    assert counts[0] == 0 and counts[1] >= 4
+    np.testing.assert_allclose(*actions, atol=2e-3)
+    for name, value in reports[0].items():
+        th.testing.assert_close(value, reports[1][name], rtol=1e-2, atol=1e-4, msg=name)
 
 
 def test_results_of_a_captured_function_are_the_callers_own(monkeypatch: pytest.MonkeyPatch) -> None:

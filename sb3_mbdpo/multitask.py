@@ -1,0 +1,333 @@
+"""The part of MBDPO that knows of several tasks: where they come from, scores per task, and adding one more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_wrapper
+
+from sb3_mbdpo.adaptation import (
+    AddedTask,
+    Episode,
+    TaskError,
+    check_parts,
+    episode_windows,
+    extend_embedding,
+    random_episodes,
+    set_trainable,
+    task_errors,
+)
+from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
+from sb3_mbdpo.multitask_env import EnvSource, MultiTaskEnv, describe_task, make_env
+from sb3_mbdpo.resuming import ResumableAlgorithm
+from sb3_mbdpo.task_replay import MultiTaskReplayBuffer
+from sb3_mbdpo.task_scores import TaskScores, evaluate_tasks
+from sb3_mbdpo.tasks import NEAREST, TASK_KEY, TaskSet, check_task_spaces
+from sb3_mbdpo.updates import Learner
+
+UNKNOWN_EPISODE_LENGTH = 500
+
+
+class MultiTaskAlgorithm(ResumableAlgorithm):
+    """
+    The part of MBDPO that handles several tasks. Arguments are those of the algorithm.
+
+    The task set is kept as plain data, so that a saved model describes its tasks without running any code.
+    """
+
+    learner: Learner
+    task_sampling: str
+    horizon: int | None
+    consistency_coef: float
+    reward_coef: float
+    _tasks: dict[str, Any] | None
+    # Parts that go on learning, None for all; and whether the policy acts before learning starts, not random draws
+    _trainable: list[str] | None
+    _acts_from_start: bool
+    # Returns of each task's latest episodes, as plain data too
+    _task_returns: dict[str, list[float]]
+
+    def _make_learner(self) -> Learner:
+        raise NotImplementedError
+
+    @property
+    def tasks(self) -> TaskSet | None:
+        """The tasks of a multi-task model, None in single-task models."""
+        return None if self._tasks is None else TaskSet.from_plain(self._tasks)
+
+    def _require_tasks(self) -> TaskSet:
+        if self.tasks is None:
+            raise ValueError(
+                "This is a single-task model: build one of several tasks with "
+                'MBDPO("MultiInputPolicy", make_multitask_env(tasks)).'
+            )
+        return self.tasks
+
+    # --- construction -------------------------------------------------------------------------------------------
+
+    def _resolve_tasks(self) -> None:
+        """Take the tasks from the environments where they were not given, and refuse what does not go with tasks."""
+        found = task_set_of(self.env)
+        if self._tasks is None and found is not None:
+            self._tasks = found.to_plain()
+        tasks = self.tasks
+        if tasks is not None and self.env is not None:
+            check_task_env(tasks, self.env)
+        elif tasks is not None and not hasattr(self, "action_space"):
+            # No environment: the tasks know the spaces
+            self.observation_space, self.action_space = tasks.observation_space, tasks.action_space
+            self.n_envs = 1
+
+    def _default_buffer_class(self) -> type[SequenceReplayBuffer]:
+        if self._tasks is not None:
+            return MultiTaskReplayBuffer
+        return DictSequenceReplayBuffer if isinstance(self.observation_space, spaces.Dict) else SequenceReplayBuffer
+
+    def _buffer_arguments(self) -> dict[str, Any]:
+        """The algorithm's own arguments that the replay buffer takes."""
+        assert self.replay_buffer_class is not None
+        multi = issubclass(self.replay_buffer_class, MultiTaskReplayBuffer)
+        return {"horizon": self.horizon} | ({"task_sampling": self.task_sampling} if multi else {})
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Replace the training environment; running plans are dropped.
+
+        :param env: Environment with the same spaces, of the same tasks in a multi-task model. As long as a multi-task
+            model has nothing in its replay buffer, any number of environments can be set
+        :param force_reset: Reset it before the next step
+        :raises ValueError: if it does not fit
+        """
+        if self._tasks is None:
+            super().set_env(env, force_reset)
+        else:
+            vector = self._wrap_env(env, self.verbose)
+            check_task_env(TaskSet.from_plain(self._tasks), vector)
+            if vector.num_envs != self.n_envs and self.replay_buffer is not None and self.replay_buffer.size() == 0:
+                self._empty_buffer(vector.num_envs)
+            super().set_env(vector, force_reset)
+        self._plans = self._restarts = None
+
+    def _empty_buffer(self, n_envs: int) -> None:
+        """Begin a replay buffer for the present spaces; its random generator goes on."""
+        assert self.replay_buffer_class is not None
+        previous, self.n_envs = self.replay_buffer, n_envs
+        buffer: ReplayBuffer = self.replay_buffer_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=n_envs,
+            **{**self.replay_buffer_kwargs, **self._buffer_arguments()},
+        )
+        assert isinstance(buffer, SequenceReplayBuffer)
+        if previous is not None:
+            buffer.rng = previous.rng
+        self.replay_buffer = buffer
+
+    def _mask_actions(self, scaled: np.ndarray) -> np.ndarray:
+        """Zero for the actions that a task does not have [n_envs, A]; as they are in single-task models."""
+        tasks = self.policy.task_set
+        if tasks is None:
+            return scaled
+        assert isinstance(self._last_obs, dict)
+        return scaled * tasks.action_masks[np.asarray(self._last_obs[TASK_KEY]).reshape(-1)]
+
+    # --- logs ---------------------------------------------------------------------------------------------------
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps:
+            self._task_returns = {}
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        """Besides what Stable-Baselines3 keeps of episodes that ended, their returns by task."""
+        super()._update_info_buffer(infos, dones)
+        tasks = self.policy.task_set
+        if tasks is None:
+            return
+        # The last observation is still the one before this step: of the task whose episode may have ended
+        assert isinstance(self._last_obs, dict)
+        for index, info in zip(self._last_obs[TASK_KEY].reshape(-1), infos, strict=True):
+            if "episode" in info:
+                returns = self._task_returns.setdefault(tasks.names[index], [])
+                returns.append(float(info["episode"]["r"]))
+                del returns[: -self._stats_window_size]
+
+    def dump_logs(self) -> None:
+        """Write log data, mean returns of each task included."""
+        for name, returns in self._task_returns.items():
+            self.logger.record(f"rollout/ep_rew_mean/{name}", float(np.mean(returns)))
+        super().dump_logs()
+
+    # --- scores -------------------------------------------------------------------------------------------------
+
+    def evaluate_tasks(
+        self,
+        n_eval_episodes: int = 5,
+        envs: Mapping[str, EnvSource] | None = None,
+        names: Sequence[str] | None = None,
+        deterministic: bool = True,
+        seed: int | None = None,
+    ) -> TaskScores:
+        """
+        Returns on each task: see :func:`~sb3_mbdpo.task_scores.evaluate_tasks`. Print the result for a table,
+        :func:`~sb3_mbdpo.plots.plot_task_scores` draws it.
+
+        :param n_eval_episodes: Episodes of each task
+        :param envs: Environments, ids or functions that make one, by task; the others are made by their ``env_id``
+        :param names: Tasks to evaluate; None: those in ``envs`` if given, otherwise all
+        :param deterministic: Act without exploration noise
+        :param seed: Seed of each task's first episode
+        :return: A score for each task
+        :raises ValueError: for a single-task model, an unknown task, or one without an environment
+        """
+        return evaluate_tasks(self, self._require_tasks(), envs, names, n_eval_episodes, deterministic, seed)
+
+    # --- one task more ------------------------------------------------------------------------------------------
+
+    def add_task(
+        self,
+        env: EnvSource,
+        name: str | None = None,
+        like: str | None = NEAREST,
+        episodes: Sequence[Episode] | None = None,
+        n_episodes: int = 3,
+        trainable: Sequence[str] | None = None,
+        learning_starts: int | None = None,
+        n_envs: int = 1,
+        **task_fields: Any,
+    ) -> AddedTask:
+        """
+        Teach the model's sizes one more task, and make its environment the training environment.
+
+        ``model.add_task(env, like="walker-walk")`` and then ``model.learn(40_000)`` fine-tunes. The model acts by its
+        own policy from the first step on, and updates start after ``learning_starts`` steps. Optimizers start anew:
+        moments of the old tasks' losses would go on moving the old tasks' embeddings. So does the replay buffer, which
+        then holds the new task alone.
+
+        :param env: An environment with flat Box observations, its id, or a function that makes one
+        :param name: Name of the task; None: the environment's id
+        :param like: Task whose embedding the new one starts from; "nearest": the one whose dynamics and rewards the
+            model predicts best on ``episodes``; None: a fresh one
+        :param episodes: Episodes of the new task to compare by, in its own units; None: ``n_episodes`` random ones
+        :param n_episodes: Random episodes
+        :param trainable: What goes on learning, see :meth:`set_trainable`
+        :param learning_starts: Steps before the first update; None: one episode
+        :param n_envs: Copies of the environment; more than one need an id or a function
+        :param task_fields: Further fields of :class:`~sb3_mbdpo.tasks.Task`: ``episode_length``, ``discount``, ...
+        :return: The task, its index, and which task it was taken from
+        :raises ValueError: if the environment's sizes do not fit, naming them, or an argument cannot work; the model is
+            then as it was
+        """
+        tasks = self._require_tasks()
+        if n_envs < 1 or (n_envs > 1 and isinstance(env, gym.Env)):
+            raise ValueError(f"n_envs={n_envs} copies need the environment's id or a function that makes it.")
+        if n_episodes < 1:
+            raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
+        if like is not None and like != NEAREST:
+            tasks.index(like)
+        check_parts(trainable)
+        repeat = int(task_fields.get("action_repeat", 1))
+        inner = make_env(env, repeat)
+        env_id = env if isinstance(env, str) else None
+        name = name or env_id or (inner.spec.id if inner.spec is not None else type(inner.unwrapped).__name__)
+        extended = tasks.with_task(describe_task(inner, name, **({"env_id": env_id} | task_fields)))
+        wrapped = MultiTaskEnv(inner, extended, name)
+        copies = [wrapped] + [MultiTaskEnv(make_env(env, repeat), extended, name) for _ in range(n_envs - 1)]
+        source, errors = like, None
+        if like == NEAREST:
+            source, errors = self._nearest(tasks, wrapped, episodes, n_episodes)
+        # Nothing has changed so far, and nothing can fail from here on
+        index = None if source is None else tasks.index(source)
+        extend_embedding(self.policy.world_model, extended[name].action_dim, index, self.policy.generator)
+        self._tasks = extended.to_plain()
+        self.policy.register_tasks(extended)
+        self.set_trainable(trainable)
+        self.policy.rebuild_optimizers(self.lr_schedule)
+        self.learner = self._make_learner()
+        self.observation_space = extended.observation_space
+        self._acts_from_start = True
+        length = extended[name].episode_length or UNKNOWN_EPISODE_LENGTH
+        self.learning_starts = length if learning_starts is None else learning_starts
+        vector = DummyVecEnv([lambda copy=copy: Monitor(copy) for copy in copies])  # type: ignore[misc]
+        self._empty_buffer(n_envs)
+        self.set_env(vector)
+        if self.seed is not None:
+            vector.seed(self.seed)
+        return AddedTask(extended[name], len(tasks), source, errors)
+
+    def set_trainable(self, parts: Sequence[str] | None) -> None:
+        """
+        Choose what further updates change. It is saved with the model.
+
+        :param parts: Some of "embedding", "encoder", "dynamics", "heads" (reward, termination, critics, energy) and
+            "policies" (prior, score network); None: everything
+        :raises ValueError: for an unknown part
+        """
+        set_trainable(self.policy.world_model, parts)
+        self._trainable = None if parts is None else list(parts)
+
+    def _nearest(
+        self, tasks: TaskSet, env: MultiTaskEnv, episodes: Sequence[Episode] | None, n_episodes: int
+    ) -> tuple[str, dict[str, TaskError]]:
+        """Name of the known task that the new one is most like, and the errors by which it was found."""
+        if episodes is None:
+            episodes = random_episodes(env.env, n_episodes, np.random.default_rng(self.seed))
+        windows = episode_windows(episodes, env, self.policy.search_config.horizon, self.device)
+        found = task_errors(self.policy, windows, len(tasks), self.consistency_coef, self.reward_coef)
+        errors = dict(zip(tasks.names, found, strict=True))
+        return min(errors, key=lambda task: errors[task].total), errors
+
+
+def task_set_of(env: GymEnv | None) -> TaskSet | None:
+    """
+    :param env: Environment or vector environment
+    :return: The task set of its ``MultiTaskEnv``; None where there is none
+    :raises ValueError: if its environments belong to different sets
+    """
+    if env is None:
+        return None
+    if isinstance(env, VecEnv):
+        found = env.get_attr("task_set") if env.has_attr("task_set") else []
+    else:
+        found = [env.get_wrapper_attr("task_set")] if env.has_wrapper_attr("task_set") else []
+    sets = [tasks for tasks in found if isinstance(tasks, TaskSet)]
+    if any(other != sets[0] for other in sets[1:]):
+        raise ValueError("The environments belong to different task sets: wrap all of them with the same one.")
+    return sets[0] if sets else None
+
+
+def check_task_env(tasks: TaskSet, env: GymEnv) -> None:
+    """
+    :param tasks: Tasks of the model
+    :param env: Environment to train or evaluate in
+    :raises ValueError: if it has other spaces, other tasks, or normalises what it returns
+    """
+    if isinstance(env, VecEnv) and unwrap_vec_wrapper(env, VecNormalize) is not None:
+        raise ValueError(
+            "VecNormalize shares its statistics between tasks of different scales: leave it out (rewards are learned "
+            "in symlog space), or scale each task's observations in a wrapper of its own."
+        )
+    check_task_spaces(tasks, env.observation_space, env.action_space)
+    found = task_set_of(env)
+    if found is not None and found.names != tasks.names:
+        raise ValueError(
+            f"The environment's tasks are {list(found.names)}, the model's {list(tasks.names)}: build it with "
+            "model.tasks, so that indices mean the same."
+        )
