@@ -278,6 +278,21 @@ def test_targets_take_each_rows_discount_and_policy(bootstrap: str, target_horiz
         th.testing.assert_close(target[:, row], expected[:, 0], rtol=1e-4, atol=1e-5)
 
 
+def test_imagined_steps_of_the_prior_take_each_rows_discount() -> None:
+    policy, tasks = multitask_policy(), [1, 0, 2, 0]
+    learner = learner_for(policy, prior_horizon=2)
+    seen: list[Any] = []
+
+    def record(*arguments: Any) -> Any:
+        seen.extend(arguments[-3:-1])
+        return original(*arguments)
+
+    original, learner._prior_loss = learner._prior_loss, record
+    learner.update(windows(tasks, beside=False), 0)
+    assert seen[0] == 2
+    assert seen[1].flatten().tolist() == pytest.approx([0.5, 0.9, 0.95, 0.9])
+
+
 def test_the_score_network_learns_each_rows_task(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 

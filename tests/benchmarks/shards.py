@@ -69,7 +69,7 @@ def make_learner(data: ShardedDataset, preset: str) -> tuple[Learner, int]:
         **{name: getattr(values, name) for name in names},
     )
     policy.set_training_mode(True)
-    names = ("tau", "bootstrap", "target_horizon", "policy_delay", "energy_interval")
+    names = ("tau", "bootstrap", "target_horizon", "prior_horizon", "policy_delay", "energy_interval")
     names += ("score_batch_size", "score_samples", "score_interval")
     coefficients = LossCoefficients(saturation=values.saturation_coef)
     arguments = {name: getattr(values, name) for name in names}
