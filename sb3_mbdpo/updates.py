@@ -141,8 +141,7 @@ class Learner:
         :param index: Number of updates before this one
         :return: metrics, rolled-out latents [H + 1, B, L]
         """
-        policy, rows = self.policy, self.policy.row_discounts(batch.task)
-        discount = policy.search_config.discount if rows is None else rows
+        policy, discount = self.policy, self._discount(batch.task)
         bootstrap = self.bootstrap_plan if batch.task is None else partial(self.bootstrap_plan, task=batch.task)
         with self._autocast():
             target = self._td_target(self.model, batch, bootstrap, noise, discount, policy.episodic)
@@ -196,8 +195,6 @@ class Learner:
         :param noise: Random numbers of this update
         :return: metrics
         """
-        rows = self.policy.row_discounts(batch.task)
-        discount = self.policy.search_config.discount if rows is None else rows
         with self._autocast():
             loss, values = self._prior_loss(
                 self.model,
@@ -207,7 +204,7 @@ class Learner:
                 self.coefficients,
                 self.tau,
                 self.prior_horizon,
-                discount,
+                self._discount(batch.task),
                 self.policy.episodic,
             )
         metrics = {f"train/{name}": value for name, value in values.items()}
@@ -243,6 +240,11 @@ class Learner:
             )
         grad_norm = self._step(policy.score_optimizer, self.score_coef * loss)
         return {"train/score_loss": loss.detach(), "train/score_grad_norm": grad_norm}
+
+    def _discount(self, task: th.Tensor | None) -> float | th.Tensor:
+        """One number in single-task models, otherwise a discount for each row [B, 1]."""
+        rows = self.policy.row_discounts(task)
+        return self.policy.search_config.discount if rows is None else rows
 
     def _step(self, optimizer: th.optim.Optimizer, loss: th.Tensor) -> th.Tensor:
         # Fine-tuning can leave parts of the model as they are
