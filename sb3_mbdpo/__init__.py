@@ -1,5 +1,6 @@
 """MBDPO for Stable-Baselines3: world-model reinforcement learning with diffusion search."""
 
+import sb3_mbdpo.suites
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_mbdpo.chunks import convert_chunks
 from sb3_mbdpo.mbdpo import MBDPO
