@@ -1,0 +1,104 @@
+"""The study's units of work: each takes the study's folder and its arguments as text, and returns what came of it."""
+
+from pathlib import Path
+from typing import Any
+
+import minari
+import numpy as np
+import pandas as pd
+from behaviour_cloning import clone_behaviour
+from online import LearningCurve, eval_env, play, train_from_scratch
+from stable_baselines3.common.logger import configure
+from study import COLLECT_STEPS, FINETUNE_STEPS, HELD_OUT, PRETRAIN_STEPS, SINGLE_STEPS, SIZES, TASKS, dataset_id
+
+from sb3_mbdpo import MBDPO, ShardedDataset, convert_minari
+
+# DMControl's returns lie between 0 and 1000 on every task
+REFERENCES = {"ref_min_score": 0.0, "ref_max_score": 1000.0}
+# Room for the held-out tasks is there already: none of them is wider than the widest of the six
+OFFLINE = {"preset": "cpu", "batch_size": 128, "prior_horizon": 3, "device": "cpu"}
+EVAL_EPISODES = 10
+CURVE_EVERY, CURVE_EPISODES = 1000, 5
+
+
+def collect(out: Path, task: str) -> dict[str, Any]:
+    """Learn a task online, and make a Minari data set of everything that was tried on the way."""
+    model = train_from_scratch(task, COLLECT_STEPS, 0, out / f"collect-{task}.csv", 2500, CURVE_EPISODES)
+    dataset = model.to_minari(dataset_id(task), author="sb3_mbdpo", **REFERENCES)
+    return {"task": task, "returns": _returns(dataset), "curve": _curve(out / f"collect-{task}.csv")}
+
+
+def pretrain(out: Path, size: str) -> dict[str, Any]:
+    """Learn all six tasks in one model of a size from data alone."""
+    data = [dataset_id(task) for task in TASKS]
+    model = MBDPO.from_minari(data, task_names=TASKS, model_size=float(size), seed=0, **OFFLINE)
+    model.set_logger(configure(str(out / f"pretrain-{size}"), ["csv", "stdout"]))
+    model.learn_offline(data, PRETRAIN_STEPS, shards_dir=out / "shards")
+    model.save(out / f"pretrain-{size}.zip")
+    scores = model.evaluate_tasks(EVAL_EPISODES, seed=0)
+    print(scores)
+    parameters = sum(p.numel() for p in model.policy.world_model.parameters())
+    table = {score.name: {"mean": score.mean, "std": score.std, "normalized": score.normalized} for score in scores}
+    return {"size": float(size), "parameters": parameters, "tasks": table, "mean_normalized": scores.mean_normalized}
+
+
+def finetune(out: Path, task: str, seed: str) -> dict[str, Any]:
+    """Add a held-out task to the largest model and go on learning, on that task alone."""
+    model = MBDPO.load(out / f"pretrain-{max(SIZES)}.zip", device="cpu", seed=int(seed))
+    model.set_random_seed(int(seed))
+    added = model.add_task(f"mbdpo/{task}-v0", name=task, like=HELD_OUT[task], episode_length=500)
+    curve = out / f"finetune-{task}-{seed}.csv"
+    env = eval_env(task, CURVE_EPISODES, model.tasks)
+    model.learn(FINETUNE_STEPS, callback=LearningCurve(curve, env, CURVE_EVERY, at_start=True))
+    return {"task": task, "like": added.source, "seed": int(seed), "curve": _curve(curve)}
+
+
+def scratch(out: Path, task: str, seed: str) -> dict[str, Any]:
+    """Learn a held-out task from scratch, with a model of the largest size."""
+    curve = out / f"scratch-{task}-{seed}.csv"
+    train_from_scratch(task, FINETUNE_STEPS, int(seed), curve, CURVE_EVERY, CURVE_EPISODES, model_size=max(SIZES))
+    return {"task": task, "seed": int(seed), "curve": _curve(curve)}
+
+
+def single(out: Path, task: str, coef: str, seed: str) -> dict[str, Any]:
+    """Learn one task from its data alone, with a weight of the energy."""
+    name = f"single-{task}-{coef}-{seed}"
+    model = MBDPO.from_minari(dataset_id(task), energy_coef=float(coef), seed=int(seed), **OFFLINE)
+    model.set_logger(configure(str(out / name), ["csv"]))
+    data = _shards(out, task)
+    model.learn_offline(data, SINGLE_STEPS, log_interval=500)
+    returns = play(model, task, EVAL_EPISODES)
+    observations = data.sample(256).observations[0].numpy()
+    planned, _ = model.predict(observations, deterministic=True)
+    # What the critics bootstrap from in this preset
+    model.act_mode = "score"
+    followed, _ = model.predict(observations, deterministic=True)
+    log = pd.read_csv(out / name / "progress.csv")
+    return {
+        "task": task,
+        "energy_coef": float(coef),
+        "seed": int(seed),
+        "returns": returns,
+        "action_drift": float(np.linalg.norm(planned - followed, axis=1).mean()),
+        "cross_td_error": float(log["train/cross_td_error"].iloc[-4:].mean()),
+        "data_returns": _returns(minari.load_dataset(dataset_id(task))),
+    }
+
+
+def clone(out: Path, task: str, seed: str) -> dict[str, Any]:
+    """Behaviour cloning on the same data, with as many updates."""
+    policy = clone_behaviour(_shards(out, task), SINGLE_STEPS, seed=int(seed))
+    return {"task": task, "seed": int(seed), "returns": play(policy, task, EVAL_EPISODES)}
+
+
+def _shards(out: Path, task: str) -> ShardedDataset:
+    return ShardedDataset(convert_minari(dataset_id(task), out / "shards"))
+
+
+def _returns(dataset: minari.MinariDataset) -> list[float]:
+    return [round(float(np.sum(episode.rewards)), 2) for episode in dataset.iterate_episodes()]
+
+
+def _curve(path: Path) -> dict[str, list[float]]:
+    table = pd.read_csv(path)
+    return {name: table[name].tolist() for name in ("step", "return_mean", "train_seconds")}
