@@ -50,6 +50,7 @@ RANGES = (
             "temperature",
             "exploration_noise",
             "energy_coef",
+            "prior_margin",
             "consistency_coef",
             "reward_coef",
             "value_coef",

@@ -9,7 +9,7 @@ which makes it the squared error of the clean plan: of one size at every denoisi
 import torch as th
 
 from sb3_mbdpo.evaluator import Evaluator
-from sb3_mbdpo.search import SearchConfig, SearchNoise, combine_elites, prior_rollouts
+from sb3_mbdpo.search import SearchConfig, SearchNoise, combine_elites, favour_prior, prior_rollouts
 from sb3_mbdpo.world_model import WorldModel
 
 
@@ -118,4 +118,5 @@ def search_target(
     mask = model.mask(task)
     plans = plans if mask is None else plans * mask[:, None, None]
     values = Evaluator(model, config, z, noise.critics, task, discount, episodic)(plans)
+    values = favour_prior(model, config, values)
     return combine_elites(plans, values, config.n_elites, config.temperature)[0]

@@ -92,6 +92,7 @@ class MBDPOPolicy(TaskPolicy):
     :param beta_start: First beta of the schedule
     :param beta_end: Last beta of the schedule
     :param energy_coef: Weight eta of the energy in the search
+    :param prior_margin: Return by which a plan must beat the prior's, in units of the value range
     :param exploration_noise: Standard deviation of the noise added to actions that are not deterministic
     :param act_mode: "search", "score" or "prior"
     :param discount: Discount factor gamma of the search
@@ -146,6 +147,7 @@ class MBDPOPolicy(TaskPolicy):
         beta_start: float = 1e-4,
         beta_end: float = 1e-2,
         energy_coef: float = 0.01,
+        prior_margin: float = 0.0,
         exploration_noise: float = 0.05,
         act_mode: str = "search",
         discount: float = 0.99,
@@ -183,6 +185,7 @@ class MBDPOPolicy(TaskPolicy):
             discount,
             warm_denoising_steps,
             getattr(th, resolve_dtype("search_dtype", search_dtype, self.device)),
+            prior_margin=prior_margin,
         )
         self.compiled = compile
         keep_freed_memory()

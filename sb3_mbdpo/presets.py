@@ -67,6 +67,7 @@ class Preset:
     beta_start: float
     beta_end: float
     exploration_noise: float
+    prior_margin: float
     bootstrap: str
     target_horizon: int
     prior_horizon: int
@@ -100,6 +101,7 @@ PRESETS: dict[str, Preset] = {
         beta_start=1e-4,
         beta_end=1e-2,
         exploration_noise=0.05,
+        prior_margin=0.0,
         bootstrap="prior",
         target_horizon=0,
         prior_horizon=0,
@@ -125,6 +127,7 @@ PRESETS: dict[str, Preset] = {
         beta_start=1e-3,
         beta_end=0.2,
         exploration_noise=0.2,
+        prior_margin=0.0,
         bootstrap="score",
         target_horizon=2,
         prior_horizon=0,
@@ -150,6 +153,7 @@ PRESETS: dict[str, Preset] = {
         beta_start=1e-3,
         beta_end=0.2,
         exploration_noise=0.1,
+        prior_margin=0.0,
         bootstrap="score",
         target_horizon=1,
         prior_horizon=0,

@@ -33,6 +33,7 @@ class SearchConfig:
     :param n_prior_trajectories: Candidates M that are rollouts of the prior
     :param temperature: Temperature lambda of the softmax over normalised returns
     :param energy_coef: Weight eta of the energy in the return
+    :param prior_margin: Added to the returns of the prior's rollouts, in units of the value range S
     :param discount: Discount factor gamma
     :param warm_steps: Denoising steps of rows that continue a plan; None: all T - 1
     :param dtype: Type of the matrix products
@@ -50,6 +51,7 @@ class SearchConfig:
     warm_steps: int | None = None
     dtype: th.dtype = th.float32
     stacked: bool | None = None
+    prior_margin: float = 0.0
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -243,7 +245,7 @@ def search(
         sampled = sampled if mask is None else sampled * mask
         plans = th.cat([prior_plans, sampled], dim=1)
         if prior_values is None:
-            values = evaluate_with(evaluator, plans)
+            values = favour_prior(model, config, evaluate_with(evaluator, plans))
             # The prior's plans stay what they are, and so do their returns
             prior_values = values[:, : config.n_prior_trajectories]
         else:
@@ -253,6 +255,24 @@ def search(
             trace.append(SearchStep(schedule.sigma(tau), mean, plans, values, clean_plan))
         x = schedule.denoise(x, clean_plan, tau)
     return SearchResult(x.clamp(-1, 1), value, std)
+
+
+def favour_prior(model: WorldModel, config: SearchConfig, values: th.Tensor) -> th.Tensor:
+    """
+    Ask of a plan that it beats the prior's by a margin.
+
+    Values err by a few hundredths of their range. Where waiting looks as good as acting, a search that plans anew at
+    each step waits forever; the prior, which is one policy for all steps, does not.
+
+    :param model: World model, for its value range S
+    :param config: Search configuration
+    :param values: Returns [B, N], the prior's rollouts first
+    :return: Returns, the prior's raised by ``prior_margin`` times S
+    """
+    if config.prior_margin == 0:
+        return values
+    prior, others = values.tensor_split([config.n_prior_trajectories], dim=1)
+    return th.cat([prior + config.prior_margin * model.prior_scale, others], dim=1)
 
 
 def combine_elites(

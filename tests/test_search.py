@@ -197,6 +197,23 @@ def test_without_prior_rollouts_the_prior_proposes_nothing() -> None:
     assert th.equal(before, run(model, config, latents(model, 2), noise).plan)
 
 
+def test_a_plan_must_beat_the_prior_by_a_margin() -> None:
+    """The prior's rollouts gain a share of the value range, the other candidates nothing; a large one decides."""
+    model, config = make_model(), make_config(n_elites=4)
+    model.prior_scale.fill_(5.0)
+    z = latents(model, 2)
+    traces: dict[float, list[SearchStep]] = {0.0: [], 0.5: [], 100.0: []}
+    for margin, trace in traces.items():
+        run(model, dataclasses.replace(config, prior_margin=margin), z, trace=trace)
+    gained = traces[0.5][0].returns - traces[0.0][0].returns
+    th.testing.assert_close(gained[:, :4], th.full((2, 4), 2.5))
+    assert not gained[:, 4:].any()
+    for step in traces[100.0]:
+        prior_plans = step.candidates[:, :4]
+        assert (step.plan >= prior_plans.amin(1)).all() and (step.plan <= prior_plans.amax(1)).all()
+    assert not th.allclose(traces[0.0][-1].plan, traces[100.0][-1].plan)
+
+
 def test_warm_rows_take_the_last_steps_only() -> None:
     """A row that continues a plan is searched as by a shorter schedule, whatever the other rows do."""
     model, config = make_model(), make_config(warm_steps=2)

@@ -9,7 +9,16 @@ import pandas as pd
 from behaviour_cloning import clone_behaviour
 from online import LearningCurve, eval_env, play, train_from_scratch
 from stable_baselines3.common.logger import configure
-from study import COLLECT_STEPS, FINETUNE_STEPS, HELD_OUT, PRETRAIN_STEPS, SINGLE_STEPS, SIZES, TASKS, dataset_id
+from study import (
+    COLLECT_STEPS,
+    FINETUNE_STEPS,
+    FINETUNED_SIZE,
+    HELD_OUT,
+    PRETRAIN_STEPS,
+    SINGLE_STEPS,
+    TASKS,
+    dataset_id,
+)
 
 from sb3_mbdpo import MBDPO, ShardedDataset, convert_minari
 
@@ -30,8 +39,8 @@ def collect(out: Path, task: str) -> dict[str, Any]:
 
 def pretrain(out: Path, size: str) -> dict[str, Any]:
     """Learn all six tasks in one model of a size from data alone."""
-    data = [dataset_id(task) for task in TASKS]
-    model = MBDPO.from_minari(data, task_names=TASKS, model_size=float(size), seed=0, **OFFLINE)
+    data = {task: dataset_id(task) for task in TASKS}
+    model = MBDPO.from_minari(data, model_size=float(size), seed=0, **OFFLINE)
     model.set_logger(configure(str(out / f"pretrain-{size}"), ["csv", "stdout"]))
     model.learn_offline(data, PRETRAIN_STEPS, shards_dir=out / "shards")
     model.save(out / f"pretrain-{size}.zip")
@@ -43,8 +52,8 @@ def pretrain(out: Path, size: str) -> dict[str, Any]:
 
 
 def finetune(out: Path, task: str, seed: str) -> dict[str, Any]:
-    """Add a held-out task to the largest model and go on learning, on that task alone."""
-    model = MBDPO.load(out / f"pretrain-{max(SIZES)}.zip", device="cpu", seed=int(seed))
+    """Add a held-out task to the pretrained model and go on learning, on that task alone."""
+    model = MBDPO.load(out / f"pretrain-{FINETUNED_SIZE}.zip", device="cpu", seed=int(seed))
     model.set_random_seed(int(seed))
     added = model.add_task(f"mbdpo/{task}-v0", name=task, like=HELD_OUT[task], episode_length=500)
     curve = out / f"finetune-{task}-{seed}.csv"
@@ -54,9 +63,9 @@ def finetune(out: Path, task: str, seed: str) -> dict[str, Any]:
 
 
 def scratch(out: Path, task: str, seed: str) -> dict[str, Any]:
-    """Learn a held-out task from scratch, with a model of the largest size."""
+    """Learn a held-out task from scratch, with a model of the same size."""
     curve = out / f"scratch-{task}-{seed}.csv"
-    train_from_scratch(task, FINETUNE_STEPS, int(seed), curve, CURVE_EVERY, CURVE_EPISODES, model_size=max(SIZES))
+    train_from_scratch(task, FINETUNE_STEPS, int(seed), curve, CURVE_EVERY, CURVE_EPISODES, model_size=FINETUNED_SIZE)
     return {"task": task, "seed": int(seed), "curve": _curve(curve)}
 
 
