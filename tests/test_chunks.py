@@ -174,6 +174,6 @@ def test_own_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pass task_names"):
         convert_chunks([save(tmp_path / "0.pt", tensors(obs=7))], tmp_path / "set")
     path = convert_chunks([save(tmp_path / "0.pt", tensors(obs=7))], tmp_path / "set", task_names=["a", "b"])
-    data = ShardedDataset(path, balance="balanced", seed=0)
+    data = ShardedDataset(path, task_sampling="balanced", seed=0)
     assert [task.name for task in data.tasks] == ["a", "b"]
     assert np.bincount(data.sample(100).task).min() > 30
