@@ -322,19 +322,10 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         **metadata: Any,
     ) -> "MinariDataset":
         """
-        Make a Minari data set: see :func:`~sb3_mbdpo.minari_export.export_minari`.
+        Make a Minari data set of what was collected while learning, or of fresh episodes (``source="agent"``).
+        Arguments and errors are those of :func:`~sb3_mbdpo.minari_export.export_minari`.
 
-        :param dataset_id: Id of the new data set, "namespace/name-v0"
-        :param source: "replay_buffer": what was collected while learning; "agent": fresh episodes
-        :param n_episodes: Episodes to play, for "agent"
-        :param env: Environment to play in; None: the model's own
-        :param deterministic: Whether the agent acts without exploration noise
-        :param ref_min_score: Return that counts as 0
-        :param ref_max_score: Return that counts as 1
-        :param n_ref_episodes: Episodes for each reference score that is not given (a random policy's, the agent's)
-        :param metadata: Author, description, data_format, ...
         :return: The data set
-        :raises ValueError: if there is nothing to export, or the id is taken
         """
         return export_minari(
             cast("MBDPO", self),
