@@ -426,3 +426,32 @@ def test_environments_that_cannot_be_evaluated_in(two_tasks: list[str], minari_c
     with pytest.raises(ValueError, match=r"no environment for \['wide'\]"):
         MBDPO("MultiInputPolicy", None, tasks=tasks, **DEBUG).learn_offline(DATA, 2, eval_env=True)
     assert model._n_updates == 0 and not (minari_cache / ".sb3_mbdpo_shards").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "value", "words"),
+    [
+        ("rewards", 1, np.nan, "rewards that are not finite"),
+        ("actions", (1, 0), 2.1, "actions outside of the bounds"),
+        ("observations", (2, 3), np.inf, "observations that are not finite"),
+    ],
+)
+def test_one_bad_episode_of_one_task_leaves_everything_as_it_was(
+    name: str, index: Any, value: float, words: str, two_tasks: list[str], minari_cache: Path
+) -> None:
+    env = gym.make(WIDE)
+    episodes = played(env, 2)
+    getattr(episodes[1], name)[index] = value
+    record("test/bad-v0", episodes, env.observation_space, WIDE_ACTIONS)
+    model = MBDPO.from_minari(DATA, **DEBUG)
+    before = flat_parameters(model.policy)
+    with pytest.raises(ValueError, match=f"test/bad-v0, episode 1 has {words}") as raised:
+        model.learn_offline(DATA | {"wide": ["test/wide-v0", "test/bad-v0"]}, 2)
+    assert "\n" not in str(raised.value)
+    assert not list((minari_cache / ".sb3_mbdpo_shards").iterdir())
+    assert model._n_updates == model.num_timesteps == 0 and th.equal(before, flat_parameters(model.policy))
+    with pytest.raises(ValueError, match="minari download test/none-v0"):
+        MBDPO.from_minari(["test/up-v0", "test/none-v0"], **DEBUG)
+    record("test/empty-v0", [], env.observation_space, WIDE_ACTIONS)
+    with pytest.raises(ValueError, match="test/empty-v0 is empty"):
+        MBDPO.from_minari(["test/up-v0", "test/empty-v0"], **DEBUG)
