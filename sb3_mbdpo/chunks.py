@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from sb3_mbdpo.shard_format import VERSION, TaskData
 from sb3_mbdpo.shard_writer import SHARD_BYTES, ShardWriter, write_once
-from sb3_mbdpo.task_names import MT30, MT80
+from sb3_mbdpo.suites.registration import DMCONTROL, env_id
+from sb3_mbdpo.task_names import MT30, MT80, sizes_of
 
 KEYS = {"obs": (th.float32, 3), "action": (th.float32, 3), "reward": (th.float32, 2), "task": (th.int32, 2)}
 # Width of the observations of each set: the widest task's
@@ -116,7 +117,7 @@ def convert_chunks(
     fingerprint = _fingerprint(sources, names)
     observation_space = spaces.Box(-np.inf, np.inf, (observations,), np.float32)
     action_space = spaces.Box(-1.0, 1.0, (actions,), np.float32)
-    tasks = [TaskData(name) for name in names]
+    tasks = [_task(name, observations, actions) for name in names]
 
     def write() -> None:
         with ShardWriter(path, observation_space, action_space, fingerprint, tasks, shard_bytes) as writer:
@@ -125,6 +126,14 @@ def convert_chunks(
                     writer.add_block(*block)
 
     return write_once(path, fingerprint, write)
+
+
+def _task(name: str, observations: int, actions: int) -> TaskData:
+    """What is known of a task; one of another data set is taken to be as wide as the set."""
+    sizes = sizes_of(name)
+    fits = sizes is not None and sizes[0] <= observations and sizes[1] <= actions
+    observation_size, action_size = sizes if sizes is not None and fits else (observations, actions)
+    return TaskData(name, observation_size, action_size, env_id=env_id(name) if name in DMCONTROL else None)
 
 
 def _blocks(file: Path, n_tasks: int) -> Iterator[tuple[np.ndarray, ...]]:

@@ -23,7 +23,6 @@ from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
 from sb3_mbdpo.losses import LossCoefficients
 from sb3_mbdpo.metrics import RunningMeans
-from sb3_mbdpo.multitask import MultiTaskAlgorithm
 from sb3_mbdpo.offline import OfflineAlgorithm
 from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy, PlanResult
 from sb3_mbdpo.resuming import RandomState
@@ -33,7 +32,7 @@ from sb3_mbdpo.updates import Learner
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
 
 
-class MBDPO(OfflineAlgorithm, MultiTaskAlgorithm):
+class MBDPO(OfflineAlgorithm):
     """
     Model-Based Diffusion Policy Optimization.
 
@@ -257,7 +256,7 @@ class MBDPO(OfflineAlgorithm, MultiTaskAlgorithm):
         self._tasks = plain_tasks(tasks)
         self.task_sampling = task_sampling
         self._trainable: list[str] | None = None
-        self._acts_from_start = False
+        self._acts_from_start = self._counts_offline_steps = False
         self._task_returns: dict[str, list[float]] = {}
         # Running plans while collecting, and the rows whose episode has just ended
         self._plans: np.ndarray | None = None
@@ -350,6 +349,8 @@ class MBDPO(OfflineAlgorithm, MultiTaskAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         assert self.replay_buffer is not None
+        if reset_num_timesteps:
+            self._counts_offline_steps = False
         if reset_num_timesteps or self._last_obs is None:
             # The environment is about to be reset: neither plans nor what is stored so far continue
             self._plans = self._restarts = None
@@ -360,7 +361,8 @@ class MBDPO(OfflineAlgorithm, MultiTaskAlgorithm):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        if self.num_timesteps < learning_starts and not self._acts_from_start:
+        acts_already = self._acts_from_start or self._counts_offline_steps
+        if self.num_timesteps < learning_starts and not acts_already:
             # Stable-Baselines3 unscales in float32, which can end a hair outside of the bounds
             _, scaled = super()._sample_action(learning_starts, action_noise, n_envs)
             scaled = self._mask_actions(scaled)

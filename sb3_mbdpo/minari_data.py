@@ -41,15 +41,28 @@ def convert_minari(dataset: Dataset, shards_dir: str | Path | None = None, shard
     """
     Shards of Minari data sets, converted now unless that was done before and they have not changed since.
 
-    Tasks that are given by name are padded with zeros to the widest one's sizes.
+    Several tasks are padded with zeros to the widest one's sizes.
 
-    :param dataset: An id or ``MinariDataset``, several of them, or a dict of them by the names of tasks
+    :param dataset: An id or ``MinariDataset``, several of them, or a dict of them by the names of tasks; see
+        :func:`~sb3_mbdpo.minari_sources.open_tasks`
     :param shards_dir: Where converted sets go; None puts them beside Minari's data sets
     :param shard_bytes: Largest size of a file, bytes
     :return: Folder of the shards
     :raises ValueError: naming the data set and the episode that cannot be used; nothing half-written stays
     """
-    tasks = open_tasks(dataset)
+    return convert_tasks(open_tasks(dataset), shards_dir, shard_bytes)
+
+
+def convert_tasks(tasks: list[DataTask], shards_dir: str | Path | None = None, shard_bytes: int = SHARD_BYTES) -> Path:
+    """
+    The same for data sets that are open.
+
+    :param tasks: Opened tasks
+    :param shards_dir: As in :func:`convert_minari`
+    :param shard_bytes: As in :func:`convert_minari`
+    :return: Folder of the shards
+    :raises ValueError: as in :func:`convert_minari`
+    """
     observation_space, action_space = common_spaces(tasks)
     root = Path(shards_dir) if shards_dir is not None else minari_root() / SHARDS_FOLDER
     path, fingerprint = root / _folder_name(tasks), _fingerprint(tasks)

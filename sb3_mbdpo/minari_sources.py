@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec, parse_env_id
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecTransposeImage
 
@@ -16,8 +18,10 @@ from sb3_mbdpo.shard_format import TaskData
 if TYPE_CHECKING:
     from minari import MinariDataset
 
+# Wrappers that change nothing, or that environments made from ids for several tasks get too
+HARMLESS_WRAPPERS = ("stable_baselines3.common.monitor:Monitor", "FlattenObservation")
 MinariSource: TypeAlias = "str | MinariDataset"
-# One or several data sets of one task, or those of several tasks by the tasks' names
+# A data set, several of them (those of one environment are of one task), or data sets by the names of their tasks
 Dataset: TypeAlias = "MinariSource | Sequence[MinariSource] | Mapping[str, MinariSource | Sequence[MinariSource]]"
 
 
@@ -51,32 +55,65 @@ class DataTask(NamedTuple):
     action_space: spaces.Box
 
 
-def open_tasks(dataset: Dataset) -> list[DataTask]:
+def open_tasks(dataset: Dataset, named: bool = False) -> list[DataTask]:
     """
     Open Minari data sets and check that those of a task belong together.
 
-    :param dataset: An id or ``MinariDataset``, several of them, or a dict of them by the names of tasks
+    :param dataset: An id or ``MinariDataset``, several of them, or a dict of them by the names of tasks. In a list,
+        those that recorded the same environment are of one task
+    :param named: Name a single task too. Tasks that were not given by name are called as their environment, without
+        namespace and version, or as their data set where it names none
     :return: The tasks
     :raises ValueError: for an unknown id, an empty data set, or spaces that cannot be used or differ in a task
     """
-    groups: Mapping[Any, Any] = dataset if isinstance(dataset, Mapping) else {None: dataset}
-    tasks = []
-    for name, group in groups.items():
-        several = isinstance(group, Sequence) and not isinstance(group, str)
-        datasets = [_open(entry) for entry in (group if several else [group])]
-        if not datasets:
-            raise ValueError(f"No data set was given{'' if name is None else f' for task {name}'}: pass at least one.")
-        pairs = [_stored_spaces(entry) for entry in datasets]
-        for entry, pair in zip(datasets, pairs, strict=True):
-            if not (alike(pair[0], pairs[0][0]) and same_actions(pair[1], pairs[0][1])):
-                raise ValueError(
-                    f"{entry.id} has the spaces {pair[0]} and {pair[1]}, {datasets[0].id} has {pairs[0][0]} and "
-                    f"{pairs[0][1]}: data sets of one task need the same ones."
-                )
-        tasks.append(DataTask(name, datasets, *pairs[0]))
-    if not tasks:
+    if isinstance(dataset, Mapping):
+        groups = {name: _open_all(group, f" for task {name}") for name, group in dataset.items()}
+    else:
+        groups = _by_environment(_open_all(dataset))
+    if not groups:
         raise ValueError("No data set was given: pass at least one.")
-    return tasks
+    keep = named or isinstance(dataset, Mapping) or len(groups) > 1
+    return [_data_task(name if keep else None, datasets) for name, datasets in groups.items()]
+
+
+def _open_all(group: Any, where: str = "") -> "list[MinariDataset]":
+    several = isinstance(group, Sequence) and not isinstance(group, str)
+    datasets = [_open(entry) for entry in (group if several else [group])]
+    if not datasets:
+        raise ValueError(f"No data set was given{where}: pass at least one.")
+    return datasets
+
+
+def _by_environment(datasets: "list[MinariDataset]") -> "dict[str, list[MinariDataset]]":
+    """Data sets by the name of their task; one without an environment is a task of its own."""
+    groups: dict[str, list[MinariDataset]] = {}
+    for dataset in datasets:
+        spec = dataset.env_spec
+        group = groups.setdefault(dataset.id if spec is None else str(parse_env_id(spec.id)[1]), [])
+        if group and not _same_environment(group[0].env_spec, spec):
+            raise ValueError(
+                f"{group[0].id} and {dataset.id} recorded environments of the same name that are not the same: say "
+                'which task each is of, {"name": data sets, "other name": data sets}.'
+            )
+        group.append(dataset)
+    return groups
+
+
+def _same_environment(first: EnvSpec | None, second: EnvSpec | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return first.to_json() == second.to_json()
+
+
+def _data_task(name: str | None, datasets: "list[MinariDataset]") -> DataTask:
+    pairs = [_stored_spaces(entry) for entry in datasets]
+    for entry, pair in zip(datasets, pairs, strict=True):
+        if not (alike(pair[0], pairs[0][0]) and same_actions(pair[1], pairs[0][1])):
+            raise ValueError(
+                f"{entry.id} has the spaces {pair[0]} and {pair[1]}, {datasets[0].id} has {pairs[0][0]} and "
+                f"{pairs[0][1]}: data sets of one task need the same ones."
+            )
+    return DataTask(name, datasets, *pairs[0])
 
 
 def common_spaces(tasks: list[DataTask]) -> tuple[spaces.Space, spaces.Box]:
@@ -227,7 +264,29 @@ def task_data(task: DataTask) -> TaskData:
         max_episode_length=max(known, default=None),
         ref_min_score=None if low is None else float(low),
         ref_max_score=None if high is None else float(high),
+        env_id=plain_id(task.datasets[0].env_spec),
     )
+
+
+def plain_id(spec: EnvSpec | None) -> str | None:
+    """
+    :param spec: Spec of a recorded environment
+    :return: The id that makes the same environment, None if it alone does not
+    """
+    known = None if spec is None else gym.registry.get(spec.id)
+    if spec is None or known is None:
+        return None
+    if any(
+        wrapper.name not in HARMLESS_WRAPPERS and wrapper.entry_point not in HARMLESS_WRAPPERS
+        for wrapper in spec.additional_wrappers
+    ):
+        return None
+
+    def settings(of: EnvSpec) -> tuple[Any, ...]:
+        kwargs = {name: value for name, value in of.kwargs.items() if name != "render_mode"}
+        return of.entry_point, of.max_episode_steps, kwargs
+
+    return spec.id if settings(spec) == settings(known) else None
 
 
 def episode_limit(tasks: list[DataTask]) -> int:

@@ -34,6 +34,7 @@ from sb3_mbdpo.tasks import NEAREST, TASK_KEY, TaskSet, check_task_spaces
 from sb3_mbdpo.updates import Learner
 
 UNKNOWN_EPISODE_LENGTH = 500
+LONGEST_NAME_IN_TABLES = 18
 
 
 class MultiTaskAlgorithm(ResumableAlgorithm):
@@ -172,7 +173,9 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
     def dump_logs(self) -> None:
         """Write log data, mean returns of each task included."""
         for name, returns in self._task_returns.items():
-            self.logger.record(f"rollout/ep_rew_mean/{name}", float(np.mean(returns)))
+            # Tables on the screen shorten long keys, and refuse those that have become alike
+            apart = ("stdout", "log") if len(name) > LONGEST_NAME_IN_TABLES else None
+            self.logger.record(f"rollout/ep_rew_mean/{name}", float(np.mean(returns)), exclude=apart)
         super().dump_logs()
 
     # --- scores -------------------------------------------------------------------------------------------------

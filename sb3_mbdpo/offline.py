@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
@@ -18,12 +18,15 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_mbdpo.buffers import SequenceSamples
-from sb3_mbdpo.minari_data import convert_minari
+from sb3_mbdpo.minari_data import convert_tasks
 from sb3_mbdpo.minari_export import export_minari
-from sb3_mbdpo.minari_sources import Dataset, check_same_spaces, common_spaces, episode_limit, open_tasks
-from sb3_mbdpo.offline_evaluation import OfflineEvaluation
+from sb3_mbdpo.minari_sources import Dataset, check_same_spaces, common_spaces, episode_limit, open_tasks, task_data
+from sb3_mbdpo.multitask import MultiTaskAlgorithm
+from sb3_mbdpo.multitask_env import EnvSource, make_multitask_env
+from sb3_mbdpo.offline_evaluation import OfflineEvaluation, TasksEvaluation, eval_envs
+from sb3_mbdpo.offline_tasks import TaskWindows, check_tasks, present, task_set_of_data, with_references
 from sb3_mbdpo.presets import discount_for, learning_starts_for
-from sb3_mbdpo.resuming import ResumableAlgorithm
+from sb3_mbdpo.shard_format import TaskData
 from sb3_mbdpo.shards import ShardedDataset
 
 if TYPE_CHECKING:
@@ -36,8 +39,11 @@ SelfOffline = TypeVar("SelfOffline", bound="OfflineAlgorithm")
 OfflineData: TypeAlias = "Dataset | ShardedDataset"
 
 
-class OfflineAlgorithm(ResumableAlgorithm):
+class OfflineAlgorithm(MultiTaskAlgorithm):
     """The part of MBDPO that learns from data sets and turns what it collected into one."""
+
+    # Whether num_timesteps counts updates from data: a model that goes on from there has no need of random steps
+    _counts_offline_steps: bool
 
     def _prepare_updates(self) -> None:
         """What comes before a series of updates."""
@@ -53,7 +59,7 @@ class OfflineAlgorithm(ResumableAlgorithm):
         gradient_steps: int,
         callback: MaybeCallback = None,
         log_interval: int = 1000,
-        eval_env: GymEnv | str | None = None,
+        eval_env: GymEnv | str | Mapping[str, EnvSource] | bool | None = None,
         eval_freq: int = 10_000,
         n_eval_episodes: int = 5,
         tb_log_name: str = "MBDPO_offline",
@@ -74,21 +80,28 @@ class OfflineAlgorithm(ResumableAlgorithm):
         A model with a seed draws each batch by the seed and the number of updates so far: training that was
         interrupted, loaded and continued with ``reset_num_timesteps=False`` is the training that was not.
 
-        :param dataset: A Minari id, a ``MinariDataset``, a list of them, or a ``ShardedDataset``, whose ``horizon``
-            and ``device`` are set to the model's
+        A model of several tasks learns from data of all or some of them, which are found by their names; its
+        ``task_sampling`` decides how tasks share a batch.
+
+        :param dataset: A Minari id, a ``MinariDataset``, a list of them (those that recorded the same environment are
+            of one task, which is called as the environment), a dict of data sets by the names of tasks, or a
+            ``ShardedDataset``, whose ``horizon``, ``device`` and ``task_sampling`` are set to the model's
         :param gradient_steps: Updates to do
         :param callback: Callback(s) called after every gradient step
         :param log_interval: Gradient steps between logs
-        :param eval_env: Environment to evaluate in, as "eval/mean_reward" and, where the data has reference scores,
-            "eval/normalized_score"; None: no evaluation
+        :param eval_env: Environment to evaluate in, as "eval/mean_reward" and, where there are reference scores,
+            "eval/normalized_score"; of several tasks a dict {task: environment, id or function that makes it}, which
+            adds "eval/mean_reward/<task>" and "eval/normalized_score/<task>"; True: the environments that the tasks
+            name, of a single task one like the model's own; None: no evaluation
         :param eval_freq: Gradient steps between evaluations; there is one at the end in any case
-        :param n_eval_episodes: Episodes of an evaluation
+        :param n_eval_episodes: Episodes of an evaluation, of each task
         :param tb_log_name: Name of the run in tensorboard
         :param reset_num_timesteps: Start counting from zero
         :param progress_bar: Show a progress bar
         :param shards_dir: Where converted data sets go; None puts them beside Minari's own
         :return: The model itself
-        :raises ValueError: for data that cannot be read or that is not of this model's spaces, before anything changes
+        :raises ValueError: for data that cannot be read or that is not of this model's spaces or tasks, before anything
+            changes
         """
         for name, value in {
             "gradient_steps": gradient_steps,
@@ -98,17 +111,20 @@ class OfflineAlgorithm(ResumableAlgorithm):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         callbacks = _as_list(callback)
-        if eval_env is not None:
-            # Before what may be a long conversion
-            wrapped = self._wrap_env(maybe_make_env(eval_env, self.verbose), self.verbose)
-            utils.check_for_correct_spaces(wrapped, self.observation_space, self.action_space)
+        # Before what may be a long conversion
+        envs = self._eval_envs(eval_env)
         data = self._open_data(dataset, shards_dir)
-        if eval_env is not None:
-            callbacks.append(OfflineEvaluation(wrapped, data.tasks[0], eval_freq, n_eval_episodes))
+        windows = data if self.tasks is None else TaskWindows(data, self.tasks)
+        if isinstance(envs, dict):
+            tasks = with_references(self._require_tasks(), data.tasks)
+            callbacks.append(TasksEvaluation(tasks, envs, eval_freq, n_eval_episodes))
+        elif envs is not None:
+            callbacks.append(OfflineEvaluation(envs, present(data.tasks)[0], eval_freq, n_eval_episodes))
         if progress_bar:
             callbacks.append(GradientStepsBar())
         if self.episodic is None and data.has_terminations():
             self.policy.mark_episodic()
+        self._counts_offline_steps = True
         with self._any_env():
             total_timesteps = self._setup_offline(gradient_steps, tb_log_name, reset_num_timesteps)
             callback = self._init_callback(callbacks)
@@ -118,8 +134,8 @@ class OfflineAlgorithm(ResumableAlgorithm):
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
                 self._prepare_updates()
                 if self.seed is not None:
-                    data.seed((self.seed, self._n_updates))
-                samples = data.sample(self.batch_size, env=self._vec_normalize_env)
+                    windows.seed((self.seed, self._n_updates))
+                samples = windows.sample(self.batch_size, env=self._vec_normalize_env)
                 self._update(samples)
                 self.num_timesteps, unlogged = self.num_timesteps + 1, unlogged + 1
                 if unlogged == log_interval:
@@ -131,30 +147,57 @@ class OfflineAlgorithm(ResumableAlgorithm):
             if unlogged > 0:
                 self._log_offline()
             callback.on_training_end()
-        if isinstance(eval_env, str):
-            wrapped.close()
+        _close(envs, eval_env)
         return self
 
     def _log_offline(self) -> None:
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.dump_logs()
 
+    def _eval_envs(
+        self, given: GymEnv | str | Mapping[str, EnvSource] | bool | None
+    ) -> VecEnv | dict[str, gym.Env] | None:
+        """Environments to evaluate in: one of a single-task model, otherwise those of its tasks."""
+        if given is None or given is False:
+            return None
+        if self.tasks is not None:
+            if given is not True and not isinstance(given, Mapping):
+                raise ValueError(
+                    "A model of several tasks is evaluated task by task: pass eval_env=True for the environments that "
+                    "its tasks name, or a dict {task: environment, id or function that makes it}."
+                )
+            return eval_envs(self.tasks, None if given is True else given)
+        if isinstance(given, Mapping):
+            raise ValueError("eval_env by task goes with models of several tasks: pass this one's environment alone.")
+        made = self._like_own_env() if isinstance(given, bool) else maybe_make_env(given, self.verbose)
+        wrapped = self._wrap_env(made, self.verbose)
+        utils.check_for_correct_spaces(wrapped, self.observation_space, self.action_space)
+        return wrapped
+
+    def _like_own_env(self) -> gym.Env:
+        spec = self.env.get_attr("spec", 0)[0] if self.env is not None and self.env.has_attr("spec") else None
+        if spec is None:
+            raise ValueError("eval_env=True needs a model whose environment has an id: pass the one to evaluate in.")
+        return gym.make(spec)
+
     def _open_data(self, dataset: OfflineData, shards_dir: str | Path | None) -> ShardedDataset:
-        """The data as shards of this model's horizon and device; spaces are checked before a long conversion."""
+        """The data as shards of this model's horizon and device; what can be is checked before a long conversion."""
+        tasks = self.tasks
         if not isinstance(dataset, ShardedDataset):
-            check_same_spaces(common_spaces(open_tasks(dataset)), self.observation_space, self._box())
-            dataset = ShardedDataset(convert_minari(dataset, shards_dir))
-        check_same_spaces((dataset.observation_space, dataset.action_space), self.observation_space, self._box())
-        self._check_tasks(dataset)
+            opened = open_tasks(dataset, named=tasks is not None)
+            self._check_data(common_spaces(opened), [task_data(task) for task in opened])
+            dataset = ShardedDataset(convert_tasks(opened, shards_dir))
+        self._check_data((dataset.observation_space, dataset.action_space), dataset.tasks)
         dataset.horizon, dataset.device = self.policy.search_config.horizon, self.device
+        if tasks is not None:
+            dataset.task_sampling = self.task_sampling
         return dataset
 
-    def _box(self) -> spaces.Box:
-        return cast(spaces.Box, self.action_space)
-
-    def _check_tasks(self, data: ShardedDataset) -> None:
-        """Refuse data of other tasks than the model's."""
-        _refuse_tasks([task.name for task in data.tasks if task.name is not None and task.episodes > 0])
+    def _check_data(self, pair: tuple[spaces.Space, spaces.Box], entries: Sequence[TaskData]) -> None:
+        """Refuse data of other tasks or spaces than the model's."""
+        check_tasks(self.tasks, entries, pair)
+        if self.tasks is None:
+            check_same_spaces(pair, self.observation_space, cast(spaces.Box, self.action_space))
 
     def _setup_offline(self, gradient_steps: int, tb_log_name: str, reset_num_timesteps: bool) -> int:
         """As Stable-Baselines3 sets up ``learn``, without touching an environment; returns where to stop counting."""
@@ -186,30 +229,49 @@ class OfflineAlgorithm(ResumableAlgorithm):
     def from_minari(
         cls: type[SelfOffline],
         dataset: OfflineData,
-        env: GymEnv | str | None = None,
+        env: GymEnv | str | Mapping[str, EnvSource] | None = None,
         policy: str | None = None,
+        observation_dim: int | None = None,
+        action_dim: int | None = None,
         **kwargs: Any,
     ) -> SelfOffline:
         """
         Build a model for recorded data: its spaces, its environment where that can be recovered, the discount that
         suits its episodes' length.
 
-        Without an environment the model learns offline, predicts, saves and loads; ``set_env`` gives it one.
+        Data of several tasks, or of one that is given by name, make a multi-task model: each task with its name, sizes,
+        discount and reference scores, and the id of its environment where that alone makes it. Without an environment
+        the model learns offline, predicts, saves and loads; ``set_env`` gives it one.
 
         :param dataset: As in :meth:`learn_offline`
-        :param env: Environment to use instead of the recorded one
+        :param env: Environment to use instead of the recorded one; of several tasks a dict of them by task
         :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class; None: what suits the spaces
+        :param observation_dim: Width of a multi-task model's observations, which leaves room for tasks to be added
+            later; None: the widest task's
+        :param action_dim: The same for actions
         :param kwargs: Further arguments of the algorithm
         :return: The model, not trained yet
         :raises ValueError: if the data cannot be read, or the environment given has other spaces
         """
+        opened = None if isinstance(dataset, ShardedDataset) else open_tasks(dataset)
         if isinstance(dataset, ShardedDataset):
-            pair, limit, recorded = (dataset.observation_space, dataset.action_space), dataset.max_episode_length, None
+            pair, entries = (dataset.observation_space, dataset.action_space), present(dataset.tasks)
         else:
-            tasks = open_tasks(dataset)
-            _refuse_tasks([task.name for task in tasks if task.name is not None])
-            pair, limit = common_spaces(tasks), episode_limit(tasks)
-            recorded = None if env is not None else _recovered([d for t in tasks for d in t.datasets], pair)
+            assert opened is not None
+            pair, entries = common_spaces(opened), [task_data(task) for task in opened]
+        room = {"observation_dim": observation_dim, "action_dim": action_dim}
+        if entries[0].name is not None:
+            limits = [e.max_episode_length for e in entries] if opened is None else [episode_limit([t]) for t in opened]
+            return cls._from_tasks(entries, pair, limits, env, policy, room, kwargs)
+        if any(width is not None for width in room.values()) or isinstance(env, Mapping):
+            raise ValueError(
+                "observation_dim, action_dim and environments by task are for models of several tasks: give the data "
+                'sets by the names of their tasks, {"name": data set}.'
+            )
+        if opened is None:
+            limit, recorded = max(entry.max_episode_length or 0 for entry in entries), None
+        else:
+            limit, recorded = episode_limit(opened), None if env is not None else _recovered(opened[0].datasets, pair)
         policy = policy or _policy_for(pair[0])
         kwargs = {"gamma": discount_for(limit)} | kwargs
         env = recorded if env is None else env
@@ -227,6 +289,26 @@ class OfflineAlgorithm(ResumableAlgorithm):
         model._setup_model()
         return model
 
+    @classmethod
+    def _from_tasks(
+        cls: type[SelfOffline],
+        entries: Sequence[TaskData],
+        pair: tuple[spaces.Space, spaces.Box],
+        limits: Sequence[int | None],
+        env: GymEnv | str | Mapping[str, EnvSource] | None,
+        policy: str | None,
+        room: dict[str, int | None],
+        kwargs: dict[str, Any],
+    ) -> SelfOffline:
+        """A multi-task model, with all tasks' environments where each is known or given."""
+        envs = env if isinstance(env, Mapping) else {}
+        tasks = task_set_of_data(entries, pair, limits, envs, **room)
+        if env is None and all(task.env_id is not None for task in tasks):
+            env = make_multitask_env(tasks)
+        elif isinstance(env, Mapping):
+            env = make_multitask_env(tasks, env, [name for name in tasks.names if name in env])
+        return cls(policy or "MultiInputPolicy", env, tasks=tasks, **kwargs)  # type: ignore[arg-type, call-arg]
+
     def to_minari(
         self,
         dataset_id: str,
@@ -240,19 +322,10 @@ class OfflineAlgorithm(ResumableAlgorithm):
         **metadata: Any,
     ) -> "MinariDataset":
         """
-        Make a Minari data set: see :func:`~sb3_mbdpo.minari_export.export_minari`.
+        Make a Minari data set of what was collected while learning, or of fresh episodes (``source="agent"``).
+        Arguments and errors are those of :func:`~sb3_mbdpo.minari_export.export_minari`.
 
-        :param dataset_id: Id of the new data set, "namespace/name-v0"
-        :param source: "replay_buffer": what was collected while learning; "agent": fresh episodes
-        :param n_episodes: Episodes to play, for "agent"
-        :param env: Environment to play in; None: the model's own
-        :param deterministic: Whether the agent acts without exploration noise
-        :param ref_min_score: Return that counts as 0
-        :param ref_max_score: Return that counts as 1
-        :param n_ref_episodes: Episodes for each reference score that is not given (a random policy's, the agent's)
-        :param metadata: Author, description, data_format, ...
         :return: The data set
-        :raises ValueError: if there is nothing to export, or the id is taken
         """
         return export_minari(
             cast("MBDPO", self),
@@ -304,9 +377,14 @@ def _as_list(callback: MaybeCallback) -> list[BaseCallback]:
     return [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
 
 
-def _refuse_tasks(names: list[str]) -> None:
-    if names:
-        raise ValueError(f"The data is of the tasks {names}, the model of a single one: pass one task's data.")
+def _close(envs: VecEnv | dict[str, gym.Env] | None, given: Any) -> None:
+    """Close what was made to evaluate in; what was given stays open."""
+    if isinstance(envs, dict):
+        for name, env in envs.items():
+            if not (isinstance(given, Mapping) and isinstance(given[name], gym.Env)):
+                env.close()
+    elif envs is not None and isinstance(given, (str, bool)):
+        envs.close()
 
 
 def _policy_for(space: spaces.Space) -> str:

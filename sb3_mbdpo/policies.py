@@ -1,6 +1,5 @@
 """Policies: the world model, its optimizers, and three ways to act (search, score, prior)."""
 
-import inspect
 import math
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -16,6 +15,7 @@ from sb3_mbdpo.encoders import DictEncoder, Encoder, Features, FeaturesEncoder, 
 from sb3_mbdpo.evaluator import Evaluator
 from sb3_mbdpo.hardware import captured, keep_freed_memory, resolve_dtype
 from sb3_mbdpo.layers import MIN_ROWS
+from sb3_mbdpo.optimizers import build_optimizers
 from sb3_mbdpo.presets import resolve_model_size
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.search import (
@@ -34,6 +34,8 @@ from sb3_mbdpo.tasks import OBSERVATION_KEY, TaskSet, check_task_spaces
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
 
 ACT_MODES = ("search", "score", "prior")
+# Arguments that override entries of the size table
+SIZE_ARGUMENTS = ("enc_dim", "num_enc_layers", "mlp_dim", "latent_dim", "n_critics", "num_channels")
 
 
 class PlanResult(NamedTuple):
@@ -190,14 +192,7 @@ class MBDPOPolicy(TaskPolicy):
         self.compiled = compile
         keep_freed_memory()
         sizes = resolve_model_size(model_size)
-        given = {
-            "enc_dim": enc_dim,
-            "num_enc_layers": num_enc_layers,
-            "mlp_dim": mlp_dim,
-            "latent_dim": latent_dim,
-            "n_critics": n_critics,
-            "num_channels": num_channels,
-        }
+        given = {name: self._init_arguments[name] for name in SIZE_ARGUMENTS}
         sizes |= {name: value for name, value in given.items() if value is not None}
         activation_fn = activation_fn or sizes["activation_fn"]
         if any(True for _ in activation_fn().parameters()):
@@ -241,7 +236,7 @@ class MBDPOPolicy(TaskPolicy):
         self.register_buffer("terminates", th.full((1,), float(episodic is True)))
         self.episodic = episodic is True
         self.register_load_state_dict_post_hook(_read_terminates)
-        self._build_optimizers(lr_schedule, encoder_lr_scale)
+        self.rebuild_optimizers(lr_schedule)
         self.seed(seed)
 
     # --- construction -------------------------------------------------------------------------------------------
@@ -285,34 +280,14 @@ class MBDPOPolicy(TaskPolicy):
 
     def rebuild_optimizers(self, lr_schedule: Schedule) -> None:
         """
-        Optimizers without a past, for parameters that have changed their shape.
+        Optimizers without a past: at first, and for parameters that have changed their shape.
 
         :param lr_schedule: Learning rate schedule
         """
-        self._build_optimizers(lr_schedule, self._init_arguments["encoder_lr_scale"])
-
-    def _build_optimizers(self, lr_schedule: Schedule, encoder_lr_scale: float) -> None:
-        """An optimizer each for world model, prior and score network: their gradients never mix."""
-        lr, model = lr_schedule(1), self.world_model
-        kwargs = dict(self.optimizer_kwargs)
-        known = inspect.signature(self.optimizer_class).parameters
-        if "fused" in known and not kwargs.keys() & {"foreach", "differentiable"}:
-            # One kernel for all parameters: several times faster on a CPU for small networks
-            kwargs.setdefault("fused", True)
-        encoder = list(model.encoder.parameters())
-        apart = {id(p) for module in (model.encoder, model.prior, model.target_critics) for p in module.parameters()}
-        apart |= {id(p) for p in (model.score.parameters() if model.score is not None else [])}
-        rest = [p for p in model.parameters() if id(p) not in apart]
-        groups = [
-            {"params": encoder, "lr": lr * encoder_lr_scale, "lr_scale": encoder_lr_scale},
-            {"params": rest, "lr": lr, "lr_scale": 1.0},
-        ]
-        self.optimizer = self.optimizer_class(groups, lr=lr, **kwargs)  # type: ignore[call-arg]
-        prior_kwargs = {"eps": 1e-5} | kwargs if issubclass(self.optimizer_class, th.optim.Adam) else kwargs
-        self.prior_optimizer = self.optimizer_class(model.prior.parameters(), lr=lr, **prior_kwargs)  # type: ignore[call-arg]
-        self.score_optimizer: th.optim.Optimizer | None = None
-        if model.score is not None:
-            self.score_optimizer = self.optimizer_class(model.score.parameters(), lr=lr, **kwargs)  # type: ignore[call-arg]
+        model, scale = self.world_model, self._init_arguments["encoder_lr_scale"]
+        self.optimizer, self.prior_optimizer, self.score_optimizer = build_optimizers(
+            model, lr_schedule(1), self.optimizer_class, self.optimizer_kwargs, scale
+        )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**self._init_arguments, "act_mode": self.act_mode, "lr_schedule": self._dummy_schedule}

@@ -72,6 +72,7 @@ class TaskData:
     :param max_episode_length: Time limit if known, otherwise the longest episode, in environment steps
     :param ref_min_score: Return that counts as 0, None if unknown
     :param ref_max_score: Return that counts as 1, None if unknown
+    :param env_id: Gymnasium id of the environment, None where that alone does not make it
     """
 
     name: str | None = None
@@ -82,6 +83,7 @@ class TaskData:
     max_episode_length: int | None = None
     ref_min_score: float | None = None
     ref_max_score: float | None = None
+    env_id: str | None = None
 
     def normalized_score(self, episode_return: float) -> float | None:
         """

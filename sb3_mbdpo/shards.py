@@ -20,8 +20,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbdpo.buffers import SequenceSamples
 from sb3_mbdpo.shard_format import INDEX, Description, row_file
+from sb3_mbdpo.task_replay import check_task_sampling
 
-BALANCES = ("proportional", "balanced")
 # Checksums of all data are compared by default up to this size: a second or so
 VERIFY_BYTES = 2**30
 # A page fault in a file maps the pages around it too, where the system has them: 64 KiB on Linux
@@ -81,8 +81,8 @@ class ShardedDataset:
     :param path: Folder that ``ShardWriter`` or a converter wrote
     :param horizon: Number of transitions in a window, at least 1
     :param device: PyTorch device of the samples
-    :param balance: "proportional": every transition is as likely as any other; "balanced": every task is, and within
-        a task every transition
+    :param task_sampling: "proportional": every transition is as likely as any other; "balanced": every task is,
+        and within a task every transition
     :param seed: Seed of the draws; None takes one from the operating system
     :param verify: Compare checksums of all files first (sizes always are); None does so for sets up to a gibibyte
     :param resident_bytes: About how much of the files may be mapped into memory at once
@@ -94,16 +94,15 @@ class ShardedDataset:
         path: str | Path,
         horizon: int = 3,
         device: th.device | str = "cpu",
-        balance: str = "proportional",
+        task_sampling: str = "proportional",
         seed: int | None = None,
         verify: bool | None = None,
         resident_bytes: int = 2**28,
     ):
         if horizon < 1:
             raise ValueError(f"horizon must be at least 1, got {horizon}: pass the number of transitions in a window.")
-        if balance not in BALANCES:
-            raise ValueError(f'balance must be "proportional" or "balanced", got {balance!r}.')
-        self.path, self.horizon, self.balance = Path(path), horizon, balance
+        check_task_sampling(task_sampling)
+        self.path, self.horizon, self.task_sampling = Path(path), horizon, task_sampling
         self.device = get_device(device)
         self.description = description = Description.read(path)
         self.observation_space, self.action_space = description.observation_space, description.action_space
@@ -206,7 +205,7 @@ class ShardedDataset:
 
     def _draw(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Episodes [B] and transitions, counted over all episodes, [B] that windows start from."""
-        if self.balance == "balanced":
+        if self.task_sampling == "balanced":
             task = self.rng.integers(len(self._task_size), size=batch_size)
             number = self._task_first[task] + self.rng.integers(self._task_size[task])
         else:

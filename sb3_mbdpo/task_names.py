@@ -1,4 +1,4 @@
-"""Names of the tasks in the authors' multi-task data, in the order of their indices."""
+"""Names and sizes of the tasks in the authors' multi-task data, in the order of their indices."""
 
 # DMControl, 30 tasks: the suite's own and eleven more
 MT30 = (
@@ -89,3 +89,34 @@ META_WORLD = (
 )
 
 MT80 = MT30 + META_WORLD
+
+# Observation entries and actions, by the first part of a name; those of three-link reachers and turning fingers differ
+SIZES = {
+    "walker": (24, 6),
+    "cheetah": (17, 6),
+    "reacher": (6, 2),
+    "reacher-three": (8, 3),
+    "acrobot": (6, 1),
+    "pendulum": (3, 1),
+    "cartpole": (5, 1),
+    "cup": (8, 2),
+    "finger": (9, 2),
+    "finger-turn": (12, 2),
+    "fish": (24, 5),
+    "hopper": (15, 4),
+    "mw": (39, 4),
+}
+
+
+def sizes_of(task: str) -> tuple[int, int] | None:
+    """
+    :param task: Name of a task
+    :return: Its observation entries and actions before they were padded, None for a name that is not of mt80
+
+    >>> sizes_of("finger-turn-easy"), sizes_of("finger-spin"), sizes_of("mw-push")
+    ((12, 2), (9, 2), (39, 4))
+    """
+    if task not in MT80:
+        return None
+    parts = task.split("-")
+    return SIZES.get("-".join(parts[:2])) or SIZES[parts[0]]

@@ -80,11 +80,11 @@ def test_lossy_images_come_back_as_images() -> None:
 
 def test_several_data_sets_are_one_task() -> None:
     first, _ = record("test/a-v0"), record("test/b-v0", recorded((4,), seed=1))
-    data = ShardedDataset(convert_minari([first, "test/b-v0"]))
+    data = ShardedDataset(convert_minari({"toy": [first, "test/b-v0"]}))
     assert (data.n_episodes, len(data), len(data.tasks)) == (4, 18, 1)
     # Float spaces that differ in bounds or precision only are one
     record("test/c-v0", observation_space=spaces.Box(-2, 3, (3,), np.float64))
-    assert ShardedDataset(convert_minari(["test/a-v0", "test/c-v0"])).n_episodes == 6
+    assert ShardedDataset(convert_minari({"toy": ["test/a-v0", "test/c-v0"]})).n_episodes == 6
 
 
 def test_tasks_by_name_are_padded_to_the_widest() -> None:
@@ -92,7 +92,7 @@ def test_tasks_by_name_are_padded_to_the_widest() -> None:
     dataset = record("test/a-v0", observation_space=VECTOR, action_space=UNEVEN)
     dataset.storage.update_metadata({"ref_min_score": 1.0, "ref_max_score": 11.0})
     record("test/b-v0", recorded((6, 4), wide, flat), wide, flat)
-    data = ShardedDataset(convert_minari({"near": "test/a-v0", "far": ["test/b-v0"]}), balance="balanced", seed=0)
+    data = ShardedDataset(convert_minari({"near": "test/a-v0", "far": ["test/b-v0"]}), task_sampling="balanced", seed=0)
     assert data.observation_space.shape == (5,)
     assert data.action_space == spaces.Box(-1, 1, (2,), np.float32)
     near, far = data.tasks

@@ -57,7 +57,7 @@ def test_spaces_of_a_task_must_agree(observation_space: spaces.Space, action_spa
     record("test/a-v0")
     record("test/b-v0", observation_space=observation_space, action_space=action_space)
     with pytest.raises(ValueError, match=r"test/b-v0 has the spaces .* test/a-v0 has .* need the same ones"):
-        convert_minari(["test/a-v0", "test/b-v0"])
+        convert_minari({"toy": ["test/a-v0", "test/b-v0"]})
 
 
 @pytest.mark.parametrize(

@@ -357,10 +357,14 @@ def test_what_else_is_refused() -> None:
         model.learn_offline("test/toy-v0", 2, eval_env=ToyEnv(IMAGE))
     with pytest.raises(ValueError, match="minari download test/none-v0"):
         model.learn_offline("test/none-v0", 2)
-    with pytest.raises(ValueError, match=r"of the tasks \['walk'\], the model of a single one"):
-        model.learn_offline({"walk": "test/toy-v0"}, 2)
-    with pytest.raises(ValueError, match=r"of the tasks \['walk'\], the model of a single one"):
-        MBDPO.from_minari({"walk": "test/toy-v0"}, **DEBUG)
+    with pytest.raises(ValueError, match=r"of the tasks \['walk', 'run'\], this model of a single one"):
+        model.learn_offline({"walk": "test/toy-v0", "run": "test/toy-v0"}, 2)
+    with pytest.raises(ValueError, match="are for models of several tasks"):
+        MBDPO.from_minari("test/toy-v0", observation_dim=5, **DEBUG)
+    with pytest.raises(ValueError, match="eval_env by task"):
+        model.learn_offline("test/toy-v0", 2, eval_env={"toy": ToyEnv()})
+    with pytest.raises(ValueError, match="eval_env=True needs"):
+        model.learn_offline("test/toy-v0", 2, eval_env=True)
     assert (model._n_updates, model.env) == (0, None)
 
 

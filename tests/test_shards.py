@@ -74,8 +74,8 @@ def test_tasks_proportional_and_balanced(tmp_path: Path) -> None:
     # Tasks 1, 0, 2, 1, 0, 2 by episode: not in order on disk
     path = write(tmp_path / "set", numbered(n_tasks=3), n_tasks=3)
     sizes = np.array([1 + 3, 5 + 2, 9 + 17])
-    for balance, shares in (("proportional", sizes / 37), ("balanced", np.ones(3) / 3)):
-        data = ShardedDataset(path, seed=0, balance=balance)
+    for task_sampling, shares in (("proportional", sizes / 37), ("balanced", np.ones(3) / 3)):
+        data = ShardedDataset(path, seed=0, task_sampling=task_sampling)
         samples = data.sample(6000)
         assert samples.task is not None
         assert samples.task.dtype == th.int64
@@ -96,7 +96,7 @@ def test_tasks_proportional_and_balanced(tmp_path: Path) -> None:
 
 def test_a_task_without_episodes_is_never_drawn(tmp_path: Path) -> None:
     episodes = [(*episode[:4], 2) for episode in numbered()]
-    data = ShardedDataset(write(tmp_path / "set", episodes, n_tasks=4), balance="balanced", seed=0)
+    data = ShardedDataset(write(tmp_path / "set", episodes, n_tasks=4), task_sampling="balanced", seed=0)
     assert set(np.asarray(data.sample(50).task).tolist()) == {2}
 
 
@@ -178,5 +178,5 @@ def test_sizes_are_always_checked_and_sums_on_request(folder: Path) -> None:
 def test_bad_arguments(folder: Path) -> None:
     with pytest.raises(ValueError, match="horizon must be at least 1"):
         ShardedDataset(folder, horizon=0)
-    with pytest.raises(ValueError, match="balance must be"):
-        ShardedDataset(folder, balance="fair")
+    with pytest.raises(ValueError, match="task_sampling must be"):
+        ShardedDataset(folder, task_sampling="fair")

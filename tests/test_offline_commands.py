@@ -1,0 +1,249 @@
+"""Pretraining and fine-tuning from a shell."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch as th
+
+from sb3_mbdpo import MBDPO, convert_minari
+from sb3_mbdpo.offline import OfflineAlgorithm
+from sb3_mbdpo.offline_commands import StopWhenAsked, finetune, main, pretrain
+from tests.fakes import flat_parameters
+from tests.recordings import record, recorded
+from tests.test_offline import PENDULUM, TORQUE
+
+pytestmark = pytest.mark.usefixtures("minari_cache")
+CHUNK = Path(__file__).parent / "data" / "chunks" / "chunk_mt30.pt"
+SMALL = ["--preset", "debug", "--batch-size", "8", "--device", "cpu", "--verbose", "0"]
+NAMED = ["slow=test/slow-v0", "fast=test/fast-v0"]
+
+
+@pytest.fixture(autouse=True)
+def data(minari_cache: Path) -> None:
+    for seed, name in enumerate(("slow", "fast")):
+        episodes = recorded((6, 9), PENDULUM, TORQUE, terminates=(False, False), seed=seed)
+        record(f"test/{name}-v0", episodes, PENDULUM, TORQUE, env="Pendulum-v1")
+
+
+def settings(*lines: str) -> list[str]:
+    """Tiny, and acting without search: what takes time here is evaluation."""
+    return [*SMALL, "--seed", "0", "--set", "buffer_size=1000", "act_mode=prior", *lines]
+
+
+def trained(path: Path, steps: int = 4, data: list[str] | None = None) -> Path:
+    assert pretrain([*(data or NAMED), "--steps", str(steps), "--save", str(path), *settings()]) == 0
+    return path.with_suffix(".zip")
+
+
+# --- as a process of its own ----------------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "sb3_mbdpo.offline_commands", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
+
+
+def test_pretraining_and_fine_tuning_from_a_shell(tmp_path: Path) -> None:
+    saved = tmp_path / "pretrained"
+    done = run("pretrain", *NAMED, "--steps", "5", "--save", str(saved), *settings())
+    assert done.returncode == 0, done.stderr
+    assert f"Done at step 5: saved {saved}.zip" in done.stdout
+    tuned = tmp_path / "tuned.zip"
+    arguments = ["--model", str(saved), "--env", "Pendulum-v1", "--name", "new", "--like", "slow", "--steps", "204"]
+    done = run("finetune", *arguments, "--save", str(tuned), "--eval-episodes", "1", "--verbose", "0")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "Task 'new' starts from slow" in lines
+    table = lines[lines.index(next(line for line in lines if line.startswith("task "))) :]
+    assert table[0].split() == ["task", "before", "after", "change"]
+    assert [line.split()[0] for line in table[1:]] == ["slow", "fast", "new"]
+    for line in table[1:]:
+        _, before, after, change = line.split()
+        assert float(change) == pytest.approx(float(after) - float(before), abs=0.11)
+    model = MBDPO.load(tuned, device="cpu")
+    assert model.tasks is not None and model.tasks.names == ("slow", "fast", "new")
+    assert model.num_timesteps == 204 and model._n_updates > 5
+
+
+def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (pretrain, finetune):
+        assert command(["--help"]) == 0
+        shown = capsys.readouterr().out
+        assert f"usage: mbdpo {command.__name__}" in shown and "--steps" in shown
+    assert main(["pretrain", "--help"]) == 0
+
+
+# --- what comes out -------------------------------------------------------------------------------------------------
+
+
+def test_arguments_reach_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    more = ["--model-size", "0.05", "--task-sampling", "balanced", "--observation-dim", "5", "--action-dim", "2"]
+    more += ["--set", "learning_rate=1e-4", "bootstrap=score", "policy_kwargs={'n_critics': 3}"]
+    assert pretrain([*NAMED, "--steps", "2", "--save", str(path), *SMALL, *more]) == 0
+    model = MBDPO.load(path, device="cpu")
+    assert (model.model_size, model.batch_size, model.task_sampling) == (0.05, 8, "balanced")
+    assert (model.learning_rate, model.bootstrap, model.policy_kwargs) == (1e-4, "score", {"n_critics": 3})
+    assert model.tasks is not None and (model.tasks.observation_dim, model.tasks.action_dim) == (5, 2)
+
+
+@pytest.mark.parametrize("kind", ["id", "pooled", "shards", "chunks"])
+def test_kinds_of_data(kind: str, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    given = {
+        "id": ["test/slow-v0"],
+        "pooled": ["one=test/slow-v0", "one=test/fast-v0"],
+        "shards": [str(convert_minari({"slow": "test/slow-v0"}, tmp_path))],
+        "chunks": [str(CHUNK), "--shards-dir", str(shards)],
+    }[kind]
+    model = MBDPO.load(trained(tmp_path / "model", 2, given), device="cpu")
+    names = {"id": None, "pooled": ("one",), "shards": ("slow",)}
+    wanted = names.get(kind, ("cheetah-run", "pendulum-swingup", "cup-catch"))
+    assert (None if model.tasks is None else model.tasks.names) == wanted
+    assert shards.exists() == (kind == "chunks")
+
+
+def test_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def learn_offline(self: MBDPO, data: Any, steps: int, *arguments: Any, **kwargs: Any) -> MBDPO:
+        seen.append(kwargs)
+        return self
+
+    monkeypatch.setattr(OfflineAlgorithm, "learn_offline", learn_offline)
+    trained(tmp_path / "a")
+    evaluated = [*NAMED, "--save", str(tmp_path / "b"), "--eval-every", "3", "--eval-episodes", "2", *settings()]
+    assert pretrain(evaluated) == 0
+    assert "eval_env" not in seen[0]
+    assert (seen[1]["eval_env"], seen[1]["eval_freq"], seen[1]["n_eval_episodes"]) == (True, 3, 2)
+
+
+def test_fine_tuning_on_a_known_task_and_of_a_single_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    several = trained(tmp_path / "several")
+    more = ["--save", str(tmp_path / "tuned"), "--eval-episodes", "1", "--device", "cpu", "--verbose", "0"]
+    known = ["--model", str(several), "--task", "fast", "--steps", "6", "--trainable", "heads", "policies", *more]
+    assert finetune(known) == 0
+    table = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split()[0] for line in table] == ["task", "slow", "fast"]
+    model = MBDPO.load(tmp_path / "tuned", device="cpu")
+    # The pretraining's steps count on, and it learns from the start
+    assert (model.num_timesteps, model._trainable) == (10, ["heads", "policies"])
+    one = trained(tmp_path / "one", 4, ["test/slow-v0"])
+    assert finetune(["--model", str(one), "--env", "Pendulum-v1", "--steps", "6", *more]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == ["task", "Pendulum-v1"]
+    assert MBDPO.load(tmp_path / "tuned", device="cpu").num_timesteps == 10
+
+
+# --- stopping and going on ------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_saves_what_goes_on_as_if_undisturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = MBDPO.load(trained(tmp_path / "whole", 9), device="cpu")
+    before = signal.getsignal(signal.SIGINT)
+    step = StopWhenAsked._on_step
+
+    def pressed(self: StopWhenAsked) -> bool:
+        if self.num_timesteps == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self)
+
+    path = tmp_path / "stopped.zip"
+    command = [*NAMED, "--steps", "9", "--save", str(path), *settings()]
+    with monkeypatch.context() as patch:
+        patch.setattr(StopWhenAsked, "_on_step", pressed)
+        assert pretrain(command) == 130
+    assert "Interrupted at step 4: saved" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) == before
+    assert pretrain([*command, "--resume"]) == 0
+    resumed = MBDPO.load(path, device="cpu")
+    assert resumed.num_timesteps == 9
+    assert th.equal(flat_parameters(whole.policy), flat_parameters(resumed.policy))
+
+
+def test_checkpoints_stand_when_something_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = StopWhenAsked._on_step
+
+    def full(self: StopWhenAsked) -> bool:
+        if self.num_timesteps == 5:
+            raise OSError("the disk\nis full")
+        return step(self)
+
+    monkeypatch.setattr(StopWhenAsked, "_on_step", full)
+    path = tmp_path / "model.zip"
+    assert pretrain([*NAMED, "--steps", "9", "--save", str(path), "--checkpoint-every", "2", *settings()]) == 1
+    assert MBDPO.load(path, device="cpu").num_timesteps == 4
+
+
+# --- what cannot work -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "DATA"),
+        (["test/slow-v0", "--steps", "0", "--save", "x"], 2, "at least 1"),
+        (["test/slow-v0", "--save", "x", "--set", "learning_rat=1"], 2, "learning_rate"),
+        (["test/slow-v0", "--save", "x", "--set", "learning_rate"], 2, "NAME=VALUE"),
+        (["test/slow-v0", "--save", "x", "--model-size", "7"], 2, "invalid choice"),
+        (["slow=test/slow-v0", "test/fast-v0", "--save", "x"], 2, "all data sets as TASK=ID"),
+        (["test/slow-v0", "a.pt", "--save", "x"], 2, "one kind"),
+        (["test/slow-v0", "--save", "x", "--resume"], 2, "nothing to --resume"),
+        (["test/none-v0", "--save", "x"], 1, "minari download test/none-v0"),
+        (["none.pt", "--save", "x"], 1, "download the chunk first"),
+        (["test/slow-v0", "--save", "x", "--set", "horizon=0"], 1, "horizon must be"),
+    ],
+)
+def test_what_pretraining_refuses(
+    arguments: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert pretrain(arguments) == code
+    said = capsys.readouterr().err
+    assert words in said and said.count("mbdpo pretrain: error:") == 1
+    assert code == 2 or len(said.splitlines()) == 1
+    assert not (tmp_path / "x.zip").exists()
+
+
+def test_what_is_there_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = trained(tmp_path / "model")
+    before = path.read_bytes()
+    command = [*NAMED, "--steps", "4", "--save", str(tmp_path / "model"), *settings()]
+    for more, words in (
+        ([], "pass --resume"),
+        (["--resume"], "learned for 4 steps already"),
+        (["--resume", "--model-size", "0.5"], "leave it out with --resume"),
+    ):
+        assert pretrain([*command, *more]) == 2
+        assert words in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_what_fine_tuning_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    several, one = trained(tmp_path / "several"), trained(tmp_path / "one", 2, ["test/slow-v0"])
+    capsys.readouterr()
+    for arguments, code, words in (
+        (["--model", "none", "--env", "Pendulum-v1"], 2, "does not exist"),
+        (["--model", several], 2, "--env ID"),
+        (["--model", several, "--task", "fats"], 2, "did you mean one of ['fast'"),
+        (["--model", several, "--env", "Pendulum-v1", "--like", "fats"], 2, "did you mean"),
+        (["--model", several, "--env", "Pendulum-v1", "--like", "fast", "--task", "fast"], 2, "not allowed with"),
+        (["--model", several, "--env", "Pendulum-v1", "--trainable", "all"], 2, "invalid choice"),
+        (["--model", several, "--env", "Nothing-v0"], 1, "Nothing"),
+        (["--model", several, "--env", "LunarLander-v3"], 1, "mbdpo finetune: error"),
+        (["--model", one, "--env", "Pendulum-v1", "--like", "fast"], 2, "leave out --like"),
+    ):
+        assert finetune([*map(str, arguments), "--save", str(tmp_path / "x"), "--device", "cpu"]) == code
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "x.zip").exists()
