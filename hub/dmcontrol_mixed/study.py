@@ -31,7 +31,7 @@ FINETUNED_SIZE = 0.1
 SEEDS = (0, 1, 2)
 SINGLE_TASKS = ("walker-walk",)
 ENERGY_COEFS = (0.0, 0.01, 0.1)
-COLLECT_STEPS, PRETRAIN_STEPS, SINGLE_STEPS, FINETUNE_STEPS = 10_000, 20_000, 6_000, 10_000
+COLLECT_STEPS, PRETRAIN_STEPS, SINGLE_STEPS, FINETUNE_STEPS = 10_000, 12_000, 4_000, 10_000
 FOLDER = Path(__file__).resolve().parent
 
 
@@ -47,14 +47,15 @@ def stages() -> list[list[str]]:
     """
     :return: Units of work; those of one stage do not wait for each other
     """
+    rest = [size for size in SIZES if size != FINETUNED_SIZE]
     scratch = [f"scratch {task} {seed}" for seed in SEEDS for task in HELD_OUT]
     finetune = [f"finetune {task} {seed}" for seed in SEEDS for task in HELD_OUT]
     single = [f"single {task} {coef} {seed}" for seed in SEEDS for task in SINGLE_TASKS for coef in ENERGY_COEFS]
     clone = [f"clone {task} {seed}" for seed in SEEDS for task in SINGLE_TASKS]
     return [
         [f"collect {task}" for task in TASKS],
-        [f"pretrain {size}" for size in reversed(SIZES)] + scratch,
-        finetune + clone + single,
+        [f"pretrain {FINETUNED_SIZE}", *scratch],
+        [f"pretrain {size}" for size in reversed(rest)] + finetune + clone + single,
     ]
 
 

@@ -80,7 +80,7 @@ def single(out: Path, task: str, coef: str, seed: str) -> dict[str, Any]:
     observations = data.sample(256).observations[0].numpy()
     planned, _ = model.predict(observations, deterministic=True)
     # What the critics bootstrap from in this preset
-    model.act_mode = "score"
+    model.policy.act_mode = "score"
     followed, _ = model.predict(observations, deterministic=True)
     log = pd.read_csv(out / name / "progress.csv")
     return {
