@@ -138,5 +138,6 @@ def _draw_finetuning(tuned: list[dict[str, Any]], scratch: list[dict[str, Any]])
             panel.plot(steps, returns.mean(0), color=f"C{i}", linewidth=2.5, label=name)
         panel.set(title=f"{task}, held out", xlabel="decisions", ylabel="evaluation return")
         panel.grid(alpha=0.3)
-        panel.legend(frameon=False)
+        if panel.lines:
+            panel.legend(frameon=False)
     return figure
