@@ -8,6 +8,7 @@ which makes it the squared error of the clean plan: of one size at every denoisi
 
 import torch as th
 
+from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.evaluator import Evaluator
 from sb3_mbdpo.search import SearchConfig, SearchNoise, combine_elites, favour_prior, prior_rollouts
 from sb3_mbdpo.world_model import WorldModel
@@ -23,6 +24,7 @@ def score_loss(
     task: th.Tensor | None = None,
     discount: th.Tensor | None = None,
     episodic: bool = False,
+    ranks: Ranks = ALONE,
 ) -> th.Tensor:
     """
     Squared error between the score network's clean plan and the one that a denoising step of the search finds.
@@ -36,11 +38,12 @@ def score_loss(
     :param task: Task indices [B]
     :param discount: Discount of each row [B, 1]
     :param episodic: Use the termination head
+    :param ranks: Processes that share the latents
     :return: Scalar loss, gradient for the score network alone
     """
     assert model.score is not None
     condition = model.join(z, None, task).detach()
-    x, tau, alpha_bar = own_path(model, config, condition, behaviour, generator, task)
+    x, tau, alpha_bar = own_path(model, config, condition, behaviour, generator, task, ranks)
     target = search_target(model, config, z, x, alpha_bar, noise, task, discount, episodic)
     prediction = model.score.clean_plan(condition, x, tau, alpha_bar)
     mask = model.mask(task)
@@ -56,6 +59,7 @@ def own_path(
     behaviour: th.Tensor,
     generator: th.Generator,
     task: th.Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     """
     Noised plans where the score network arrives by itself, each row at a random denoising step.
@@ -66,11 +70,12 @@ def own_path(
     :param behaviour: [B, H, A]
     :param generator: Source of steps and cold starts
     :param task: Task indices [B]
+    :param ranks: Processes that share the latents: draws are for all of them, own rows are taken
     :return: x [B, H, A], tau [B], alpha_bar [B, 1, 1]
     """
     assert model.score is not None
     schedule, batch, device = config.schedule, len(condition), condition.device
-    cold = th.rand(batch, generator=generator, device=device) < 0.5
+    cold = ranks.rows(th.rand(batch * ranks.size, generator=generator, device=device) < 0.5)
     # Rows warm-start with what was executed; `start` shifts a previous plan, so give it one step more to shift away
     previous = th.cat([th.zeros_like(behaviour[:, :1]), behaviour[:, :-1]], dim=1)
     x = schedule.start(previous, cold)
@@ -80,7 +85,7 @@ def own_path(
         path.append(x)
         plan = model.score.clean_plan(condition, x, step, schedule.alpha_bars[step])
         x = schedule.denoise(x, plan if mask is None else plan * mask[:, None], step)
-    index = th.randint(len(path), (batch,), generator=generator, device=device)
+    index = ranks.rows(th.randint(len(path), (batch * ranks.size,), generator=generator, device=device))
     tau = schedule.denoising_steps - 1 - index
     alpha_bar = schedule.alpha_bar_table(device)[tau][:, None, None]
     return th.stack(path)[index, th.arange(batch, device=device)], tau, alpha_bar

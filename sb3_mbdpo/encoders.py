@@ -9,6 +9,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_ima
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
+from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.layers import Mish, NormedLinear, SimNorm, init_weights, mlp
 
 # (kernel, stride) of each convolution
@@ -205,18 +206,20 @@ class FeaturesEncoder(Encoder):
         return self.head(self.extractor(obs), task_embedding)
 
 
-def random_shift(images: th.Tensor, pad: int, generator: th.Generator) -> th.Tensor:
+def random_shift(images: th.Tensor, pad: int, generator: th.Generator, ranks: Ranks = ALONE) -> th.Tensor:
     """
     Shift each image by a whole number of pixels in both directions, edges repeated (DrQ-v2).
 
     :param images: [B, C, h, w], any dtype (kept)
     :param pad: Largest shift in pixels
     :param generator: Source of the shifts
+    :param ranks: Processes that share the batch
     :return: [B, C, h, w]
     """
     batch, _, height, width = images.shape
     device = images.device
-    shift = th.randint(-pad, pad + 1, (2, batch, 1), generator=generator, device=generator.device).to(device)
+    draws = th.randint(-pad, pad + 1, (2, batch * ranks.size, 1), generator=generator, device=generator.device)
+    shift = ranks.rows(draws, 1).to(device)
     rows = (th.arange(height, device=device) + shift[0]).clamp_(0, height - 1)
     cols = (th.arange(width, device=device) + shift[1]).clamp_(0, width - 1)
     index = th.arange(batch, device=device)[:, None, None]

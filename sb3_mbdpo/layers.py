@@ -256,6 +256,11 @@ class EnsembleMLP(nn.Module):
         layers = [tuple(t.detach() if detach else t for t in layer) for layer in self.layers(members)]
         return lambda x: self._apply_members(x, layers, None)
 
+    @property
+    def first_width(self) -> int:
+        """Units of a member's first layer."""
+        return self.weights[0].shape[-1]
+
     def draw_dropout(self, rows: int, generator: th.Generator) -> th.Tensor | None:
         """
         Choose the units that a pass in training drops: as many positions as are dropped on average.
@@ -266,7 +271,7 @@ class EnsembleMLP(nn.Module):
         """
         if not self.training or self.dropout == 0:
             return None
-        units = self.n_members * rows * self.weights[0].shape[-1]
+        units = self.n_members * rows * self.first_width
         return th.randint(units, (round(self.dropout * units),), generator=generator, device=generator.device)
 
     def forward(self, x: th.Tensor, dropped: th.Tensor | None = None) -> th.Tensor:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch as th
 from torch.nn import functional as F
 
+from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.search import random_pair
 from sb3_mbdpo.world_model import PriorSample, WorldModel
 
@@ -84,24 +85,32 @@ class UpdateNoise(NamedTuple):
 
 
 def draw_update_noise(
-    model: WorldModel, actions: th.Tensor, generator: th.Generator, target_horizon: int = 0
+    model: WorldModel,
+    actions: th.Tensor,
+    generator: th.Generator,
+    target_horizon: int = 0,
+    ranks: Ranks = ALONE,
 ) -> UpdateNoise:
     """
     :param model: World model
     :param actions: The batch's actions [H, B, A]
     :param generator: Source of all draws, on the device of ``actions``
     :param target_horizon: Imagined steps K in the targets
+    :param ranks: Processes that share the batch: drawn is for all rows, returned for those of ``actions``
     :return: The random numbers of one update
     """
     horizon, batch, width = actions.shape
+    batch *= ranks.size
 
     def normal(*steps: int) -> th.Tensor:
-        return th.randn(*steps, batch, width, generator=generator, device=generator.device)
+        whole = th.randn(*steps, batch, width, generator=generator, device=generator.device)
+        return ranks.rows(whole, len(steps))
 
     uniform = th.rand(horizon, batch, width, generator=generator, device=generator.device) * 2 - 1
     pairs = (random_pair(model.n_critics, generator), random_pair(model.n_critics, generator))
     target = normal(target_horizon + 1, horizon)
-    dropped = model.critics.draw_dropout(horizon * batch, generator)
+    dropped = ranks.positions(model.critics.draw_dropout(horizon * batch, generator), model.critics.first_width)
+    uniform = ranks.rows(uniform, 1)
     return UpdateNoise(target, normal(horizon), normal(horizon), uniform, normal(horizon + 1), *pairs, dropped)
 
 
@@ -154,6 +163,7 @@ def world_model_loss(
     noise: UpdateNoise,
     coefficients: LossCoefficients,
     episodic: bool = False,
+    ranks: Ranks = ALONE,
 ) -> tuple[th.Tensor, th.Tensor, Metrics]:
     """
     Consistency, reward, value, termination and energy losses along a latent rollout.
@@ -164,6 +174,7 @@ def world_model_loss(
     :param noise: Random numbers
     :param coefficients: Weights of the losses
     :param episodic: Train the termination head
+    :param ranks: Processes that share the batch
     :return: total loss, rolled-out latents [H + 1, B, L] with gradient, each loss by name (detached)
     """
     horizon = len(batch.actions)
@@ -188,12 +199,14 @@ def world_model_loss(
         losses["termination"] = _masked_bce(ended, batch.terminations, batch.masks)
         total = total + coefficients.termination * losses["termination"]
     if model.energy is not None and coefficients.energy > 0:
-        losses["energy"] = energy_loss(model, z[:-1].detach(), batch, noise)
+        losses["energy"] = energy_loss(model, z[:-1].detach(), batch, noise, ranks)
         total = total + coefficients.energy * losses["energy"]
     return total, z, {name: loss.detach() for name, loss in losses.items()}
 
 
-def energy_loss(model: WorldModel, z: th.Tensor, batch: LatentBatch, noise: UpdateNoise) -> th.Tensor:
+def energy_loss(
+    model: WorldModel, z: th.Tensor, batch: LatentBatch, noise: UpdateNoise, ranks: Ranks = ALONE
+) -> th.Tensor:
     """
     Noise-contrastive loss of the energy: the data's action against the hardest of three negatives (paper's NCE).
 
@@ -203,6 +216,7 @@ def energy_loss(model: WorldModel, z: th.Tensor, batch: LatentBatch, noise: Upda
     :param z: Detached latents [H, B, L]
     :param batch: Encoded batch
     :param noise: Random numbers
+    :param ranks: Processes that share the batch
     :return: Scalar loss
     """
     assert model.energy is not None
@@ -217,22 +231,23 @@ def energy_loss(model: WorldModel, z: th.Tensor, batch: LatentBatch, noise: Upda
     # One pass for both: [2, H, B, 1]
     actions = th.stack([batch.actions, negative_actions])
     energies = model.energy(model.join(z.expand(2, -1, -1, -1), actions, batch.task))
-    update_energy_statistics(model, energies.detach(), batch.masks.expand_as(energies))
+    update_energy_statistics(model, energies.detach(), batch.masks.expand_as(energies), ranks)
     positive = _masked_bce(energies[0], th.ones_like(energies[0]), batch.masks)
     return 0.5 * (positive + _masked_bce(energies[1], th.zeros_like(energies[1]), batch.masks))
 
 
-def update_energy_statistics(model: WorldModel, energies: th.Tensor, masks: th.Tensor) -> None:
+def update_energy_statistics(model: WorldModel, energies: th.Tensor, masks: th.Tensor, ranks: Ranks = ALONE) -> None:
     """
     Move the running mean and standard deviation towards a batch's (momentum 0.99).
 
     :param model: World model, changed in place
     :param energies: [...]
     :param masks: Validity [...]
+    :param ranks: Processes that share the batch
     """
-    count = masks.sum()
-    mean = (energies * masks).sum() / count
-    std = (((energies - mean).pow(2) * masks).sum() / count).sqrt()
+    count = ranks.sum(masks.sum())
+    mean = ranks.sum((energies * masks).sum()) / count
+    std = (ranks.sum(((energies - mean).pow(2) * masks).sum()) / count).sqrt()
     model.energy_mean.lerp_(mean.reshape(1), 1 - STATISTICS_MOMENTUM)
     model.energy_std.lerp_(std.clamp(min=1e-6).reshape(1), 1 - STATISTICS_MOMENTUM)
 
@@ -247,6 +262,7 @@ def prior_loss(
     prior_horizon: int = 0,
     discount: float | th.Tensor = 0.99,
     episodic: bool = False,
+    ranks: Ranks = ALONE,
 ) -> tuple[th.Tensor, Metrics]:
     """
     Policy loss of the prior: scaled value plus entropy.
@@ -266,6 +282,7 @@ def prior_loss(
     :param prior_horizon: Imagined steps K, at most H
     :param discount: gamma of imagined steps, a number or [B, 1] per task
     :param episodic: Imagined steps end where the termination head says so
+    :param ranks: Processes that share the batch
     :return: Scalar loss and metrics
     """
     critics = model.critics.select(noise.prior_critics, detach=True)
@@ -277,7 +294,8 @@ def prior_loss(
         sample = model.prior_sample(z, noise.prior, batch.task)
         value = model.value(z, sample.action, batch.task, critics).mean(0)
     with th.no_grad():
-        model.prior_scale.lerp_(percentile_range(value[0].flatten()).clamp(min=1.0).reshape(1), tau)
+        spread = percentile_range(ranks.gather(value[0].flatten()))
+        model.prior_scale.lerp_(spread.clamp(min=1.0).reshape(1), tau)
     if prior_horizon > 0:
         weight = th.ones_like(batch.masks[:1])
     else:

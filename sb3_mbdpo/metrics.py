@@ -2,6 +2,8 @@
 
 import torch as th
 
+from sb3_mbdpo.distributed import Ranks
+
 
 class RunningMeans:
     """
@@ -25,6 +27,14 @@ class RunningMeans:
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
+
+    def average(self, ranks: Ranks) -> None:
+        """
+        :param ranks: Processes over which sums are averaged; all have added the same names equally often
+        """
+        if ranks.size > 1 and self._sums:
+            sums = ranks.mean(th.stack([value.reshape(()) for value in self._sums.values()]))
+            self._sums = dict(zip(self._sums, sums, strict=True))
 
     def pop(self) -> dict[str, float]:
         """

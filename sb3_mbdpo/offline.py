@@ -13,11 +13,14 @@ from gymnasium import spaces
 from stable_baselines3.common import utils
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_mbdpo.buffers import SequenceSamples
+from sb3_mbdpo.distributed import ALONE, Ranks
+from sb3_mbdpo.metrics import RunningMeans
 from sb3_mbdpo.minari_data import convert_tasks
 from sb3_mbdpo.minari_export import export_minari
 from sb3_mbdpo.minari_sources import Dataset, check_same_spaces, common_spaces, episode_limit, open_tasks, task_data
@@ -26,6 +29,7 @@ from sb3_mbdpo.multitask_env import EnvSource, make_multitask_env
 from sb3_mbdpo.offline_evaluation import OfflineEvaluation, TasksEvaluation, eval_envs
 from sb3_mbdpo.offline_tasks import TaskWindows, check_tasks, present, task_set_of_data, with_references
 from sb3_mbdpo.presets import discount_for, learning_starts_for
+from sb3_mbdpo.replicas import check_no_drift, facts_of_data, facts_of_model, share_state
 from sb3_mbdpo.shard_format import TaskData
 from sb3_mbdpo.shards import ShardedDataset
 
@@ -44,6 +48,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
 
     # Whether num_timesteps counts updates from data: a model that goes on from there has no need of random steps
     _counts_offline_steps: bool
+    _metrics: RunningMeans
 
     def _prepare_updates(self) -> None:
         """What comes before a series of updates."""
@@ -66,6 +71,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
         shards_dir: str | Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> SelfOffline:
         """
         Learn from recorded data, without any environment.
@@ -83,6 +89,11 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         A model of several tasks learns from data of all or some of them, which are found by their names; its
         ``task_sampling`` decides how tasks share a batch.
 
+        With several processes (see :func:`~sb3_mbdpo.distributed.process_group`) all call this with the same arguments
+        on models of the same arguments. They begin with the first one's weights, share each batch of ``batch_size``
+        windows, and learn what one process would from the same batches. Callbacks, logs and evaluation are the first
+        one's alone; a callback must not change the model.
+
         :param dataset: A Minari id, a ``MinariDataset``, a list of them (those that recorded the same environment are
             of one task, which is called as the environment), a dict of data sets by the names of tasks, or a
             ``ShardedDataset``, whose ``horizon``, ``device`` and ``task_sampling`` are set to the model's
@@ -99,9 +110,12 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         :param reset_num_timesteps: Start counting from zero
         :param progress_bar: Show a progress bar
         :param shards_dir: Where converted data sets go; None puts them beside Minari's own
+        :param ranks: The processes that share each batch
         :return: The model itself
-        :raises ValueError: for data that cannot be read or that is not of this model's spaces or tasks, before anything
-            changes
+        :raises ValueError: for data that cannot be read or that is not of this model's spaces or tasks, or with several
+            processes for data, arguments or batches that do not fit together, before anything changes
+        :raises LostProcessError: if another process has ended
+        :raises OtherProcessError: if another process has failed
         """
         for name, value in {
             "gradient_steps": gradient_steps,
@@ -110,47 +124,77 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         }.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        callbacks = _as_list(callback)
-        # Before what may be a long conversion
-        envs = self._eval_envs(eval_env)
-        data = self._open_data(dataset, shards_dir)
+        callbacks = _as_list(callback) if ranks.is_main else []
+        with ranks.together():
+            # Before what may be a long conversion
+            envs = self._eval_envs(eval_env) if ranks.is_main else None
+            data = self._open_data(dataset, shards_dir)
+        self._join(ranks, data, gradient_steps, log_interval)
         windows = data if self.tasks is None else TaskWindows(data, self.tasks)
+        if self.seed is None and ranks.size > 1:
+            windows.seed(ranks.shared_seed())
         if isinstance(envs, dict):
             tasks = with_references(self._require_tasks(), data.tasks)
             callbacks.append(TasksEvaluation(tasks, envs, eval_freq, n_eval_episodes))
         elif envs is not None:
             callbacks.append(OfflineEvaluation(envs, present(data.tasks)[0], eval_freq, n_eval_episodes))
-        if progress_bar:
+        if progress_bar and ranks.is_main:
             callbacks.append(GradientStepsBar())
         if self.episodic is None and data.has_terminations():
             self.policy.mark_episodic()
         self._counts_offline_steps = True
-        with self._any_env():
+        with self._any_env(), self._sharing(ranks):
             total_timesteps = self._setup_offline(gradient_steps, tb_log_name, reset_num_timesteps)
             callback = self._init_callback(callbacks)
-            callback.on_training_start(locals(), globals())
+            with ranks.together():
+                callback.on_training_start(locals(), globals())
             unlogged = 0
             while self.num_timesteps < total_timesteps:
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
                 self._prepare_updates()
                 if self.seed is not None:
                     windows.seed((self.seed, self._n_updates))
-                samples = windows.sample(self.batch_size, env=self._vec_normalize_env)
+                samples = windows.sample(self.batch_size, self._vec_normalize_env, ranks)
                 self._update(samples)
                 self.num_timesteps, unlogged = self.num_timesteps + 1, unlogged + 1
                 if unlogged == log_interval:
                     self._log_offline()
                     unlogged = 0
-                callback.update_locals(locals())
-                if not callback.on_step():
+                with ranks.together() as step:
+                    callback.update_locals(locals())
+                    step.stop = not callback.on_step()
+                if step.stop:
                     break
             if unlogged > 0:
                 self._log_offline()
-            callback.on_training_end()
+            with ranks.together():
+                callback.on_training_end()
         _close(envs, eval_env)
         return self
 
+    def _join(self, ranks: Ranks, data: ShardedDataset, gradient_steps: int, log_interval: int) -> None:
+        """Make one model of those of all processes, or refuse in all of them."""
+        if ranks.size == 1:
+            return
+        facts = facts_of_model(cast("MBDPO", self)) | facts_of_data(data)
+        ranks.agree(facts | {"gradient_steps": str(gradient_steps), "log_interval": str(log_interval)})
+        ranks.check_divides(batch_size=self.batch_size)
+        if self.policy.score_optimizer is not None:
+            ranks.check_divides(score_batch_size=self.learner.score_batch_size)
+        share_state(ranks, self.policy)
+
+    @contextmanager
+    def _sharing(self, ranks: Ranks) -> Iterator[None]:
+        """Updates on own rows of batches that all processes share."""
+        self.learner.ranks = ranks
+        try:
+            yield
+        finally:
+            self.learner.ranks = ALONE
+
     def _log_offline(self) -> None:
+        check_no_drift(self.learner.ranks, self.policy)
+        self._metrics.average(self.learner.ranks)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.dump_logs()
 
@@ -209,7 +253,9 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
             self.num_timesteps = self._episode_num = 0
         self._total_timesteps = self.num_timesteps + gradient_steps
         self._num_timesteps_at_start = self.num_timesteps
-        if not self._custom_logger:
+        if not self.learner.ranks.is_main:
+            self._logger = Logger(folder=None, output_formats=[])
+        elif not self._custom_logger:
             self._logger = utils.configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         return self._total_timesteps
 

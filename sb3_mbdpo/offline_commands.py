@@ -5,7 +5,9 @@ Pretraining from recorded data and fine-tuning on an environment, from a shell::
     python -m sb3_mbdpo.offline_commands finetune --model multi --env mbdpo/walker-run-v0 --steps 40000 --save tuned
 
 Both return 0 when done, 2 for arguments that cannot work, 1 with one line on stderr for what fails later, and 130 after
-Ctrl-C, having saved what there is.
+Ctrl-C, having saved what there is. Pretraining can be shared by several processes::
+
+    torchrun --nproc-per-node 8 --max-restarts 3 -m sb3_mbdpo.offline_commands pretrain ... --checkpoint-every 1000
 """
 
 import argparse
@@ -26,6 +28,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from sb3_mbdpo.adaptation import PARTS
 from sb3_mbdpo.chunks import convert_chunks
+from sb3_mbdpo.distributed import ALONE, TIMEOUT_MINUTES, Ranks, is_restarted, process_group
 from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.multitask_env import make_env, make_multitask_env
 from sb3_mbdpo.offline import OfflineData
@@ -107,7 +110,22 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     parser.add_argument("--observation-dim", type=_positive, help="width of observations, with room for later tasks")
     parser.add_argument("--action-dim", type=_positive, help="number of actions, with room for later tasks")
     parser.add_argument("--checkpoint-every", type=_positive, metavar="STEPS", help="save every so many steps")
-    parser.add_argument("--resume", action="store_true", help="go on from what --save holds, up to --steps")
+    resume = parser.add_mutually_exclusive_group()
+    resume.add_argument("--resume", action="store_true", help="go on from what --save holds, up to --steps")
+    resume.add_argument(
+        "--resume-if-saved",
+        action="store_true",
+        help="the same, or begin where nothing is saved yet: for jobs that may be started again. What torchrun "
+        "restarts does so in any case",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_positive,
+        default=round(TIMEOUT_MINUTES),
+        metavar="MINUTES",
+        help=f"under torchrun: how long a process waits for the others, longer than an evaluation takes "
+        f"({TIMEOUT_MINUTES:.0f})",
+    )
     parser.add_argument("--eval-every", type=_positive, metavar="STEPS", help="evaluate in the tasks' environments")
     parser.add_argument(
         "--shards-dir", help="where converted data goes; default: beside Minari's, or beside the chunks"
@@ -127,38 +145,54 @@ def pretrain(argv: Sequence[str] | None = None) -> int:
 
 def _pretrain(args: argparse.Namespace) -> int:
     path = _target(args.save)
-    given = _model_arguments(args)
-    if path.exists() and not args.resume:
-        raise ArgumentsError(f"{path} exists: pass --resume to go on from it, or another --save.")
-    if args.resume and not path.exists():
+    with process_group(args.timeout) as ranks:
+        with ranks.together():
+            data = _data(args.data, args.shards_dir)
+            model, resumed = _pretrained_so_far(args, path, data, ranks)
+            left = args.steps - model.num_timesteps
+            if left < 1 and not _begun_before(args):
+                raise ArgumentsError(f"{path} has learned for {model.num_timesteps} steps already: raise --steps.")
+        if left < 1:
+            print(f"Done at step {model.num_timesteps} already: {path}")
+            return 0
+        evaluation: dict[str, Any] = {}
+        if args.eval_every is not None:
+            evaluation = {"eval_env": True, "eval_freq": args.eval_every, "n_eval_episodes": args.eval_episodes}
+        stop = StopWhenAsked(str(path), args.checkpoint_every)
+
+        def learn() -> None:
+            model.learn_offline(
+                data,
+                left,
+                stop,
+                reset_num_timesteps=not resumed,
+                progress_bar=args.progress,
+                shards_dir=args.shards_dir,
+                ranks=ranks,
+                **evaluation,
+            )
+
+        return _learn_and_save(model, learn, stop, path, ranks)
+
+
+def _begun_before(args: argparse.Namespace) -> bool:
+    """Whether this may be the continuation of a job that was started in the same words."""
+    return args.resume_if_saved or is_restarted()
+
+
+def _pretrained_so_far(args: argparse.Namespace, path: Path, data: OfflineData, ranks: Ranks) -> tuple[MBDPO, bool]:
+    """The model to go on with, and whether it has learned before."""
+    given, saved, verbose = _model_arguments(args), path.exists(), args.verbose if ranks.is_main else 0
+    if args.resume and not saved:
         raise ArgumentsError(f"{path} does not exist: there is nothing to --resume.")
-    data = _data(args.data, args.shards_dir)
-    if args.resume:
+    if saved and not args.resume and not _begun_before(args):
+        raise ArgumentsError(f"{path} exists: pass --resume to go on from it, or another --save.")
+    if saved:
         model = MBDPO.load(path, device=args.device)
         _check_resumed(model, given)
-    else:
-        room = {"observation_dim": args.observation_dim, "action_dim": args.action_dim}
-        model = MBDPO.from_minari(data, **room, **given, device=args.device, verbose=args.verbose)
-    left = args.steps - model.num_timesteps
-    if left < 1:
-        raise ArgumentsError(f"{path} has learned for {model.num_timesteps} steps already: raise --steps.")
-    evaluation: dict[str, Any] = {}
-    if args.eval_every is not None:
-        evaluation = {"eval_env": True, "eval_freq": args.eval_every, "n_eval_episodes": args.eval_episodes}
-    stop = StopWhenAsked(str(path), args.checkpoint_every)
-
-    def learn() -> None:
-        model.learn_offline(
-            data,
-            left,
-            stop,
-            reset_num_timesteps=not args.resume,
-            progress_bar=args.progress,
-            shards_dir=args.shards_dir,
-            **evaluation,
-        )
-
-    return _learn_and_save(model, learn, stop, path)
+        return model, True
+    room = {"observation_dim": args.observation_dim, "action_dim": args.action_dim}
+    return MBDPO.from_minari(data, **room, **given, device=args.device, verbose=verbose), False
 
 
 def _data(entries: Sequence[str], shards_dir: str | None) -> OfflineData:
@@ -367,19 +401,35 @@ def _target(path: str) -> Path:
     return Path(path) if Path(path).suffix else Path(f"{path}.zip")
 
 
-def _learn_and_save(model: MBDPO, learn: Callable[[], Any], stop: StopWhenAsked, path: Path) -> int:
+def _learn_and_save(
+    model: MBDPO, learn: Callable[[], Any], stop: StopWhenAsked, path: Path, ranks: Ranks = ALONE
+) -> int:
     interrupted = False
     try:
-        with stop.listening():
+        with stop.listening() if ranks.is_main else _left_to_main():
             learn()
     except KeyboardInterrupt:
         interrupted = True
-        if model._n_updates == 0:
+        # The others are in the middle of an update
+        if model._n_updates == 0 or ranks.size > 1:
             raise
-    interrupted = interrupted or stop.asked
-    model.save(path)
-    print(f"{'Interrupted' if interrupted else 'Done'} at step {model.num_timesteps}: saved {path}")
-    return INTERRUPTED if interrupted else 0
+    with ranks.together() as outcome:
+        outcome.stop = interrupted or stop.asked
+        if ranks.is_main:
+            model.save(path)
+    if ranks.is_main:
+        print(f"{'Interrupted' if outcome.stop else 'Done'} at step {model.num_timesteps}: saved {path}")
+    return INTERRUPTED if outcome.stop else 0
+
+
+@contextmanager
+def _left_to_main() -> Iterator[None]:
+    """Ctrl-C reaches all processes: the first one decides for all after which step they stop."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _run(
@@ -391,7 +441,7 @@ def _run(
         # argparse has said what is wrong, or has printed its help
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted before anything was learned", file=sys.stderr)
+        print(f"{parser.prog}: interrupted, nothing was saved", file=sys.stderr)
         return INTERRUPTED
     except FAILURES as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)

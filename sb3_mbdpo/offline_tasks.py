@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch.nn.functional import pad
 
 from sb3_mbdpo.buffers import SequenceSamples
+from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.minari_sources import size_of
 from sb3_mbdpo.multitask_env import EnvSource, flat_sizes, make_env
 from sb3_mbdpo.shard_format import TaskData
@@ -45,13 +46,14 @@ class TaskWindows:
         """
         self.data.seed(seed)
 
-    def sample(self, batch_size: int, env: VecNormalize | None = None) -> SequenceSamples:
+    def sample(self, batch_size: int, env: VecNormalize | None = None, ranks: Ranks = ALONE) -> SequenceSamples:
         """
         :param batch_size: Number of windows B
         :param env: Not used: normalisation is refused in multi-task models
+        :param ranks: Processes that share the batch
         :return: Windows of the model's widths, time first, with the index of each one's task [B]
         """
-        samples = self.data.sample(batch_size)
+        samples = self.data.sample(batch_size, ranks=ranks)
         assert isinstance(samples.observations, th.Tensor) and samples.task is not None
         task = self._index[samples.task]
         actions = _fitted(samples.actions, self.tasks.action_dim) * self._masks[task]

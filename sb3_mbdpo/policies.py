@@ -11,6 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.encoders import DictEncoder, Encoder, Features, FeaturesEncoder, PixelEncoder, StateEncoder, random_shift
 from sb3_mbdpo.evaluator import Evaluator
 from sb3_mbdpo.hardware import captured, keep_freed_memory, resolve_dtype
@@ -331,25 +332,25 @@ class MBDPOPolicy(TaskPolicy):
 
     # --- observations -------------------------------------------------------------------------------------------
 
-    def preprocess(self, obs: PyTorchObs, augment: bool = False) -> Features:
+    def preprocess(self, obs: PyTorchObs, augment: bool = False, ranks: Ranks = ALONE) -> Features:
         """
         Raw observations to what the encoder reads: floats, one-hot where discrete, images in [0, 1].
 
         :param obs: Batch of observations as the environment gives them [B, ...]
         :param augment: Shift images at random, as training does
+        :param ranks: Processes that share the batch
         :return: Preprocessed observations [B, ...]
         """
         if self.task_set is not None:
             return (obs[OBSERVATION_KEY] if isinstance(obs, dict) else obs).float()
         if augment and self.shift_pixels > 0:
-            obs = self._augment(obs)
+            obs = self._augment(obs, ranks)
         return preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)
 
-    def _augment(self, obs: PyTorchObs) -> PyTorchObs:
+    def _augment(self, obs: PyTorchObs, ranks: Ranks) -> PyTorchObs:
         def shift(x: th.Tensor, space: spaces.Space) -> th.Tensor:
-            normalized = not self.normalize_images
-            image = is_image_space(space, check_channels=False, normalized_image=normalized)
-            return random_shift(x, self.shift_pixels, self.generator) if image else x
+            image = is_image_space(space, check_channels=False, normalized_image=not self.normalize_images)
+            return random_shift(x, self.shift_pixels, self.generator, ranks) if image else x
 
         if isinstance(obs, dict):
             dict_space = cast(spaces.Dict, self.observation_space)

@@ -19,6 +19,7 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbdpo.buffers import SequenceSamples
+from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.shard_format import INDEX, Description, row_file
 from sb3_mbdpo.task_replay import check_task_sampling
 
@@ -169,21 +170,22 @@ class ShardedDataset:
         """
         self.rng = np.random.default_rng(seed)
 
-    def sample(self, batch_size: int, env: VecNormalize | None = None) -> SequenceSamples:
+    def sample(self, batch_size: int, env: VecNormalize | None = None, ranks: Ranks = ALONE) -> SequenceSamples:
         """
         Draw windows; where one meets its episode's end, the steps that are left are masked.
 
         :param batch_size: Number of windows
         :param env: VecNormalize whose statistics normalise the stored observations and rewards, if any
+        :param ranks: Processes that share the batch: all draw the same windows, each reads its own
         :return: The windows, time first; ``task`` is None in a set of a single task
         """
-        episode, transition = self._draw(batch_size)
+        episode, transition = (ranks.rows(drawn) for drawn in self._draw(batch_size))
         last = np.minimum(self._starts[episode + 1] - transition, self.horizon) - 1
         steps = np.arange(self.horizon + 1)[:, None]
         masked = steps[:-1] > last
         # Every episode before this one has a row more than it has transitions
         rows = self._rows.take(transition + episode + np.minimum(steps, last + 1))
-        self._count_pages(batch_size)
+        self._count_pages(len(episode))
         fields = {(field.name, field.key): field for field in self.description.fields}
         by_key = {key: field.read(rows) for (name, key), field in fields.items() if name == "observations"}
         observations: Any = by_key.get(None, by_key)

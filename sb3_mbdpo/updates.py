@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_mbdpo.buffers import SequenceSamples
 from sb3_mbdpo.distillation import score_loss
+from sb3_mbdpo.distributed import ALONE
 from sb3_mbdpo.hardware import compiled
 from sb3_mbdpo.losses import (
     LatentBatch,
@@ -23,7 +24,7 @@ from sb3_mbdpo.losses import (
     world_model_loss,
 )
 from sb3_mbdpo.policies import MBDPOPolicy
-from sb3_mbdpo.search import draw_noise, score_plan, with_samples
+from sb3_mbdpo.search import SearchNoise, draw_noise, score_plan, with_samples
 
 BOOTSTRAPS = ("prior", "score")
 # The cross-TD error is a figure to watch: measured at every so many updates
@@ -78,6 +79,8 @@ class Learner:
         self.score_config = with_samples(policy.search_config, score_samples)
         self.score_interval, self.max_grad_norm = score_interval, max_grad_norm
         self.mixed_precision = mixed_precision
+        # Processes that share each batch; with several, samples are this one's rows
+        self.ranks = ALONE
         losses: tuple[Callable[..., Any], ...] = (td_target, world_model_loss, prior_loss)
         self._td_target, self._world_model_loss, self._prior_loss = (
             compiled(loss) if policy.compiled else loss for loss in losses
@@ -93,7 +96,7 @@ class Learner:
         """
         with self._autocast():
             batch = self.encode(samples)
-        noise = draw_update_noise(self.model, batch.actions, self.policy.generator, self.target_horizon)
+        noise = draw_update_noise(self.model, batch.actions, self.policy.generator, self.target_horizon, self.ranks)
         metrics, z = self.update_world_model(batch, noise, index)
         if index % self.policy_delay == 0:
             metrics |= self.update_prior(z.detach(), batch, noise)
@@ -118,7 +121,7 @@ class Learner:
         task = self.policy.tasks_of(_map(samples.observations, lambda x: x[0]), samples.task)
         tasks = None if task is None else task.repeat(horizon)
         features = _map(samples.observations, lambda x: x.flatten(0, 1))
-        features = self.policy.preprocess(features, augment=True)
+        features = self.policy.preprocess(features, augment=True, ranks=self.ranks)
         first = self.model.encode(_map(features, lambda x: x[:batch]), task)
         with th.no_grad():
             targets = self.model.encode(_map(features, lambda x: x[batch:]), tasks)
@@ -147,7 +150,9 @@ class Learner:
             target = self._td_target(self.model, batch, bootstrap, noise, discount, policy.episodic)
         coefficients = self.coefficients if index % self.energy_interval == 0 else self.without_energy
         with self._autocast():
-            loss, z, losses = self._world_model_loss(self.model, batch, target, noise, coefficients, policy.episodic)
+            loss, z, losses = self._world_model_loss(
+                self.model, batch, target, noise, coefficients, policy.episodic, self.ranks
+            )
         metrics = {f"train/{name}_loss": value for name, value in losses.items()}
         if index % CROSS_TD_INTERVAL == 0 and len(batch.actions) > 1:
             # Before the step, with the critics that the target belongs to
@@ -206,6 +211,7 @@ class Learner:
                 self.prior_horizon,
                 self._discount(batch.task),
                 self.policy.episodic,
+                self.ranks,
             )
         metrics = {f"train/{name}": value for name, value in values.items()}
         metrics["train/prior_loss"] = metrics.pop("train/prior")
@@ -220,9 +226,11 @@ class Learner:
         :param batch: Encoded batch
         :return: metrics
         """
-        policy, count = self.policy, min(self.score_batch_size, len(z))
+        policy, ranks = self.policy, self.ranks
+        count = min(self.score_batch_size // ranks.size, len(z))
         assert policy.score_optimizer is not None
-        noise = draw_noise(self.score_config, self.model, policy.generator, count, z.device, steps=1)
+        drawn = draw_noise(self.score_config, self.model, policy.generator, count * ranks.size, z.device, steps=1)
+        noise = SearchNoise(ranks.rows(drawn.candidates, 1), ranks.rows(drawn.prior, 1), drawn.critics)
         behaviour = batch.actions[:, :count].transpose(0, 1)
         task = None if batch.task is None else batch.task[:count]
         model, discount = self.model, policy.row_discounts(task)
@@ -237,6 +245,7 @@ class Learner:
                 task,
                 discount,
                 policy.episodic,
+                ranks,
             )
         grad_norm = self._step(policy.score_optimizer, self.score_coef * loss)
         return {"train/score_loss": loss.detach(), "train/score_grad_norm": grad_norm}
@@ -254,6 +263,7 @@ class Learner:
         optimizer.zero_grad(set_to_none=True)
         # Named inputs: what lies outside this optimizer gets no gradient
         loss.backward(inputs=parameters)
+        self.ranks.average([p.grad for p in parameters if p.grad is not None])
         norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimizer.step()
         return norm.detach()

@@ -1,0 +1,357 @@
+"""Several processes that train one model: who takes which rows of a batch, and what they tell each other.
+
+The processes are torchrun's. Each draws the random numbers of the whole batch and takes its own rows of them, every
+``size``-th one, so that an update does not depend on how many processes share it. Texts and flags travel between
+processors, gradients between accelerators where there are some.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from torch import distributed as dist
+
+Rows = TypeVar("Rows", th.Tensor, np.ndarray)
+# What torchrun tells each process
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Longer than an evaluation, during which all wait for the first process
+TIMEOUT_MINUTES = 30.0
+# Gradients travel in pieces of about this size: one is on its way while the next is packed
+BUCKET_BYTES = 2**25
+GOES_ON, STOPS, FAILED = range(3)
+LONGEST_VALUE = 80
+
+
+class LostProcessError(RuntimeError):
+    """Another process has ended, or does not answer."""
+
+
+class OtherProcessError(RuntimeError):
+    """Another process has failed, and has said how."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """
+    The place of this process among those that train one model. Alone, everything here is free of cost.
+
+    :param rank: Number of this process, from 0
+    :param size: Number of processes
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process logs, evaluates and saves."""
+        return self.rank == 0
+
+    # --- shares of a batch --------------------------------------------------------------------------------------
+
+    def check_divides(self, **numbers: int) -> None:
+        """
+        :param numbers: Rows that the processes are to share, by the argument that sets them
+        :raises ValueError: if a number is no multiple of the number of processes
+        """
+        for name, number in numbers.items():
+            if number % self.size:
+                below = number - number % self.size
+                fitting = " or ".join(str(n) for n in (below, below + self.size) if n > 0)
+                raise ValueError(
+                    f"{name} ({number}) must be a multiple of the number of processes ({self.size}), which share it: "
+                    f"pass {name}={fitting}, or start another number of processes."
+                )
+
+    def rows(self, whole: Rows, dim: int = 0) -> Rows:
+        """
+        This process's rows of something that all processes have drawn alike: every ``size``-th one.
+
+        Rows may have been flattened together with the dimensions before them: the choice is the same.
+
+        :param whole: Rows of the whole batch, a multiple of ``size``
+        :param dim: Their dimension
+        :return: Own rows
+        """
+        if self.size == 1:
+            return whole
+        return whole[(slice(None),) * dim + (slice(self.rank, None, self.size),)]
+
+    def positions(self, whole: th.Tensor | None, width: int) -> th.Tensor | None:
+        """
+        :param whole: Positions in the flattened rows of the whole batch; None for none
+        :param width: Entries of a row
+        :return: Those that lie in own rows, as positions in them
+        """
+        if whole is None or self.size == 1:
+            return whole
+        row = whole // width
+        own = row % self.size == self.rank
+        return ((row // self.size) * width + whole % width)[own]
+
+    # --- numbers ------------------------------------------------------------------------------------------------
+
+    def sum(self, value: th.Tensor) -> th.Tensor:
+        """
+        :param value: This process's
+        :return: Sum over all processes
+        """
+        return value if self.size == 1 else self._reduced(value.detach().clone())
+
+    def mean(self, value: th.Tensor) -> th.Tensor:
+        """
+        :param value: This process's
+        :return: Mean over all processes
+        """
+        return value if self.size == 1 else self._reduced(value.detach().clone()) / self.size
+
+    @th.compiler.disable
+    def gather(self, value: th.Tensor) -> th.Tensor:
+        """
+        :param value: This process's rows [n, ...]
+        :return: Rows of all processes, process by process [size * n, ...]
+        """
+        if self.size == 1:
+            return value
+        value = value.contiguous()
+        parts = [th.empty_like(value) for _ in range(self.size)]
+        with _contact(self):
+            dist.all_gather(parts, value)
+        return th.cat(parts)
+
+    def average(self, gradients: Sequence[th.Tensor]) -> None:
+        """
+        Replace gradients by their means over all processes.
+
+        :param gradients: The same shapes in all processes, changed in place
+        """
+        # Not DistributedDataParallel: its hooks need backward() on everything that was in the forward pass, while here
+        # each of three optimizers asks for the gradient of its own parameters alone (`backward(inputs=...)`)
+        if self.size == 1:
+            return
+        under_way = []
+        with _contact(self):
+            for bucket in _buckets(gradients):
+                flat = th.cat([gradient.flatten() for gradient in bucket])
+                under_way.append((dist.all_reduce(flat, async_op=True), flat, bucket))
+            for work, flat, bucket in under_way:
+                work.wait()
+                flat /= self.size
+                for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+                    gradient.copy_(part.view_as(gradient))
+
+    @th.no_grad()
+    def broadcast(self, tensors: Sequence[th.Tensor]) -> None:
+        """
+        :param tensors: Replaced, in place, by those of the first process
+        """
+        if self.size == 1:
+            return
+        with _contact(self):
+            for tensor in tensors:
+                whole = tensor.contiguous()
+                dist.broadcast(whole, 0)
+                tensor.copy_(whole)
+
+    def shared_seed(self) -> int:
+        """A seed from the operating system, the same in all processes."""
+        seed = th.tensor([np.random.SeedSequence().generate_state(1, np.uint32).item()], dtype=th.int64)
+        self.broadcast([seed])
+        return int(seed)
+
+    @th.compiler.disable
+    def _reduced(self, value: th.Tensor) -> th.Tensor:
+        with _contact(self):
+            dist.all_reduce(value)
+        return value
+
+    # --- agreement ----------------------------------------------------------------------------------------------
+
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """
+        Make sure that all processes are about the same.
+
+        :param facts: What must be the same, by name
+        :raises ValueError: in every process, naming what differs
+        """
+        if self.size == 1:
+            return
+        told: list[dict[str, str]] = [json.loads(text) for text in self._gather_texts(json.dumps(dict(facts)))]
+        names = dict.fromkeys(name for facts_there in told for name in facts_there)
+        found = []
+        for name in names:
+            values = [facts_there.get(name, "nothing") for facts_there in told]
+            other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+            if other is not None:
+                shown = [value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}..." for value in values]
+                found.append(f"{name} ({shown[0]} in process 0, {shown[other]} in process {other})")
+        if found:
+            raise ValueError(
+                f"The processes do not have the same {', '.join(found)}: start all of them with the same arguments, "
+                "data and versions."
+            )
+
+    def together(self) -> "Together":
+        """
+        A block that all processes leave well, or none: an error in one of them is an error in all. Nothing in the block
+        may wait for another process.
+
+        >>> with ALONE.together() as step:
+        ...     step.stop = True
+        >>> step.stop
+        True
+        """
+        return Together(self)
+
+    def _gather_texts(self, text: str) -> list[str]:
+        """Texts of all processes, by rank; as plain bytes, which cannot do anything."""
+        own = th.tensor(list(text.encode()), dtype=th.uint8)
+        lengths = self.gather(th.tensor([len(own)]))
+        padded = th.zeros(int(lengths.max()), dtype=th.uint8)
+        padded[: len(own)] = own
+        rows = self.gather(padded[None])
+        return [bytes(row[:length].tolist()).decode() for row, length in zip(rows, lengths.tolist(), strict=True)]
+
+
+class Together:
+    """
+    A block that all processes leave well, or none; see :meth:`Ranks.together`.
+
+    :param ranks: The processes
+    """
+
+    def __init__(self, ranks: Ranks):
+        self.ranks = ranks
+        # Set by any process in the block, afterwards the same in all of them
+        self.stop = False
+
+    def __enter__(self) -> "Together":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.ranks.size == 1 or isinstance(error, LostProcessError):
+            return
+        try:
+            self._tell(error)
+        except LostProcessError:
+            # What went wrong here says more than that nobody is left to hear it
+            if error is None:
+                raise
+
+    def _tell(self, error: BaseException | None) -> None:
+        state = th.tensor([FAILED if error is not None else STOPS if self.stop else GOES_ON])
+        with _contact(self.ranks):
+            dist.all_reduce(state, dist.ReduceOp.MAX)
+        self.stop = bool(state >= STOPS)
+        if int(state) < FAILED:
+            return
+        texts = self.ranks._gather_texts("" if error is None else f"{type(error).__name__}: {error}")
+        if error is None:
+            causes = [f"process {rank} has failed ({text})" for rank, text in enumerate(texts) if text]
+            raise OtherProcessError(f"Stopped, because {' and '.join(causes)}.")
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def process_group(timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[Ranks]:
+    """
+    Join the processes that torchrun has started; without torchrun, or with one process, there is nothing to join.
+
+    On hosts with GPUs each process takes the one of its local rank as "cuda".
+
+    :param timeout_minutes: How long a process waits for the others before it gives up; longer than an evaluation or a
+        save takes, which the first process does alone
+    :return: The processes
+    :raises ValueError: if torchrun's environment is incomplete, or a host has fewer GPUs than processes
+    :raises LostProcessError: if the others cannot be reached
+    """
+    ranks = launched_ranks()
+    if ranks.size == 1:
+        yield ranks
+        return
+    backend = "gloo"
+    if th.cuda.is_available():
+        local, processes, devices = int(os.environ[VARIABLES[2]]), os.environ[VARIABLES[3]], th.cuda.device_count()
+        if local >= devices:
+            raise ValueError(f"{processes} processes on a host with {devices} GPUs: pass --nproc-per-node {devices}.")
+        th.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    with _contact(ranks):
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    # After an error the connections end with the process: closing them could wait for those who are gone
+    yield ranks
+    dist.destroy_process_group()
+
+
+def launched_ranks() -> Ranks:
+    """
+    :return: What torchrun says of this process; alone without torchrun
+    :raises ValueError: if its environment is incomplete
+    """
+    missing = [name for name in VARIABLES if name not in os.environ]
+    if not ({"RANK", "WORLD_SIZE"} & os.environ.keys()) or os.environ.get("WORLD_SIZE") == "1":
+        return ALONE
+    if missing:
+        raise ValueError(f"The environment has RANK or WORLD_SIZE, but not {', '.join(missing)}: start with torchrun.")
+    return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+
+
+def is_restarted() -> bool:
+    """Whether torchrun has started the processes anew after one had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def _contact(ranks: Ranks) -> Iterator[None]:
+    """Failures of the connection, in words that help."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcessError(
+            f"Process {ranks.rank} of {ranks.size} has lost contact with the others ({str(error).splitlines()[0]}): "
+            "one of them has ended or hangs, see what it said; training can go on from the last checkpoint."
+        ) from error
+
+
+def _buckets(tensors: Sequence[th.Tensor]) -> Iterator[list[th.Tensor]]:
+    """Tensors in order, in groups of about :data:`BUCKET_BYTES` and of one type each."""
+    bucket: list[th.Tensor] = []
+    for tensor in tensors:
+        full = sum(t.nbytes for t in bucket) >= BUCKET_BYTES
+        if bucket and (full or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def described(value: Any) -> str:
+    """
+    A value as text that is the same in every process: functions by their names.
+
+    :param value: Argument of a model
+
+    >>> described({"activation_fn": th.nn.SiLU, "lr": 1e-4})
+    "{'activation_fn': torch.nn.modules.activation.SiLU, 'lr': 0.0001}"
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {described(value[key])}" for key in sorted(value, key=str)) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(described(entry) for entry in value) + "]"
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    if value is None or isinstance(value, (bool, int, float, str, np.generic)):
+        return repr(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"
