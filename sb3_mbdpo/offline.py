@@ -177,7 +177,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         if ranks.size == 1:
             return
         facts = facts_of_model(cast("MBDPO", self)) | facts_of_data(data)
-        ranks.agree(facts | {"gradient_steps": str(gradient_steps), "log_interval": str(log_interval)})
+        ranks.agree(facts | {"gradient steps to do": str(gradient_steps), "log_interval": str(log_interval)})
         ranks.check_divides(batch_size=self.batch_size)
         if self.policy.score_optimizer is not None:
             ranks.check_divides(score_batch_size=self.learner.score_batch_size)

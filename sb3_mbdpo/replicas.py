@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sb3_mbdpo.mbdpo import MBDPO
 
 # Arguments that may differ from one process to the next: where it runs and what it says
-FREE = ("self", "env", "policy", "verbose", "device", "tensorboard_log", "_init_setup_model")
+FREE = ("self", "env", "policy", "verbose", "device", "tensorboard_log", "stats_window_size", "_init_setup_model")
 
 
 def facts_of_model(model: "MBDPO") -> dict[str, str]:

@@ -52,6 +52,23 @@ def count_parameters(
     :return: Counts
     :raises ValueError: for a size that is not in the table
     """
+    model = shapes_of(model_size, observation_dim, action_dim, n_tasks, embedding_dim)
+    modules = {name: _count(module) for name, module in model.named_children()}
+    modules = {name: count for name, count in modules.items() if count}
+    stored = sum(modules.values())
+    total = stored - sum(modules[name] for name in NOT_IN_THE_PAPERS_COUNT)
+    return SizeCount(model_size, total, stored - modules["target_critics"], stored, modules)
+
+
+def shapes_of(
+    model_size: float, observation_dim: int = 39, action_dim: int = 6, n_tasks: int = 80, embedding_dim: int = 96
+) -> WorldModel:
+    """
+    A world model of shapes alone, on the meta device: nothing is allocated. Arguments and errors are those of
+    :func:`count_parameters`.
+
+    :return: The model
+    """
     if model_size not in MODEL_SIZES:
         raise ValueError(f"model_size must be one of {sorted(MODEL_SIZES)}, got {model_size!r}.")
     size, task_dim = MODEL_SIZES[model_size], embedding_dim if n_tasks else 0
@@ -59,14 +76,9 @@ def count_parameters(
     with th.device("meta"):
         widths = [size.enc_dim] * max(size.num_enc_layers - 1, 1)
         encoder = StateEncoder(observation_dim, widths, size.latent_dim, task_dim=task_dim)
-        model = WorldModel(
+        return WorldModel(
             encoder, size.latent_dim, action_dim, [size.mlp_dim] * 2, size.n_critics, num_bins=101, tasks=tasks
         )
-    modules = {name: _count(module) for name, module in model.named_children()}
-    modules = {name: count for name, count in modules.items() if count}
-    stored = sum(modules.values())
-    total = stored - sum(modules[name] for name in NOT_IN_THE_PAPERS_COUNT)
-    return SizeCount(model_size, total, stored - modules["target_critics"], stored, modules)
 
 
 def _count(module: nn.Module) -> int:
