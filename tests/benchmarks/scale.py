@@ -237,8 +237,8 @@ def page(measurements: str | None) -> str:
         "Written by `python -m tests.benchmarks.scale --write hub/COST.md`; nothing here was measured on a GPU.",
         "## One update",
         f"Counted from the shapes of the layers, {BATCH} windows of the widest 80 tasks (39 observations, 6 actions), "
-        "the `paper` preset with its score network. State: weights, gradients and Adam's moments of one GPU in float32, "
-        "without activations. Averaged: gradients that each GPU sends and receives (twice, in a ring).",
+        "the `paper` preset with its score network. State: weights, gradients and Adam's moments of one GPU, in "
+        "float32, without activations. Averaged: gradients that each GPU sends and receives (twice, in a ring).",
         counted(),
         "## The whole pretraining",
         f"{UPDATES:,} updates of {BATCH} windows, as TD-MPC2 pretrained on the same data; what the paper used is not "
