@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch as th
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 Rows = TypeVar("Rows", th.Tensor, np.ndarray)
 # What torchrun tells each process
@@ -287,8 +288,13 @@ def process_group(timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[Ranks]:
             raise ValueError(f"{processes} processes on a host with {devices} GPUs: pass --nproc-per-node {devices}.")
         th.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
+    timeout = timedelta(minutes=timeout_minutes)
     with _contact(ranks):
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        # torchrun's agent keeps the store when it starts processes anew: addresses of the last ones are still in it
+        attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} of {size}"
+        store = dist.PrefixStore(attempt, store)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=size)
     # After an error the connections end with the process: closing them could wait for those who are gone
     yield ranks
     dist.destroy_process_group()
