@@ -246,8 +246,8 @@ def page(measurements: str | None) -> str:
         assumptions,
         *(f"{machine.name}:\n\n{whole(machine)}" for machine in MACHINES),
         "On 64 GPUs `score_batch_size` must be a multiple of 64. Read as calculated: at this batch replicas beyond "
-        "one host cost more in communication than they save, so that more GPUs want a larger batch. Launching kernels is "
-        "not counted, which is most of the time of small sizes on one GPU: their days are lower bounds.",
+        "one host cost more in communication than they save, so that more GPUs want a larger batch. Launching kernels "
+        "is not counted, which is most of the time of small sizes on one GPU: their days are lower bounds.",
         "## Measured on a CPU",
         measurements or "Not measured in this run.",
     ]
