@@ -319,6 +319,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         ref_min_score: float | None = None,
         ref_max_score: float | None = None,
         n_ref_episodes: int = 0,
+        task: str | None = None,
         **metadata: Any,
     ) -> "MinariDataset":
         """
@@ -337,6 +338,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
             ref_min_score,
             ref_max_score,
             n_ref_episodes,
+            task,
             **metadata,
         )
 
