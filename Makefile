@@ -62,7 +62,7 @@ benchmark: $(TEST_STAMP) ## learning curves of MBDPO and SAC on ENV (one seed, a
 	$(BIN)/python -m tests.benchmarks.learning --task $(ENV) --algos mbdpo sac --seeds $(SEED) --threads $(THREADS)
 
 test-dmcontrol: $(TEST_STAMP) ## whole episodes of all 39 DMControl tasks, with Gymnasium's checker
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m sb3_mbdpo tasks --check dmcontrol
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m sb3_mbdpo tasks dmcontrol --check
 
 test-metaworld: .venv-metaworld/.installed ## Meta-World's 50 tasks, in an environment of their own
 	$(call SUITE_TESTS,metaworld)
@@ -71,7 +71,7 @@ test-myosuite: .venv-myosuite/.installed ## MyoSuite's 10 tasks, in an environme
 	$(call SUITE_TESTS,myosuite)
 
 SUITE_TESTS = OMP_NUM_THREADS=$(THREADS) .venv-$(1)/bin/python -m pytest tests/test_suites_$(1).py $(PYTEST_ARGS) && \
-	OMP_NUM_THREADS=$(THREADS) .venv-$(1)/bin/python -m sb3_mbdpo tasks --check $(1)
+	OMP_NUM_THREADS=$(THREADS) .venv-$(1)/bin/python -m sb3_mbdpo tasks $(1) --check
 
 # What fits beside each suite's own demands; the rest of constraints.txt would contradict them.
 SUITE_PINS_metaworld := mujoco==3.3.0 dm_control==1.0.28

@@ -293,11 +293,12 @@ def report(run: Run, n_episodes: int = 10, seed: int = EVALUATION_SEED, device: 
         print(f"  {name:<16}{value}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m sb3_mbdpo.quickstart") -> None:
     """
     :param argv: command line arguments; those of the process by default
+    :param prog: what the help calls the program
     """
-    parser = argparse.ArgumentParser(prog="python -m sb3_mbdpo.quickstart", description="Look at a finished run.")
+    parser = argparse.ArgumentParser(prog=prog, description="Look at a finished run.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("report", help="compare with a random policy, draw the learning curve, render a GIF")
     command.add_argument("--env", default="Pendulum-v1", help="environment id")

@@ -32,7 +32,7 @@ def test_holds_actions_and_says_success():
     check_env(env, skip_render_check=True)
     observation, info = env.reset()
     assert observation.dtype == np.float32
-    assert info == {"goal": 1, "success": False}
+    assert info == {"goal": 1, "success": False, "is_success": False}
     outcomes = [env.step(env.action_space.sample()) for _ in range(4)]
     assert [outcome[4]["success"] for outcome in outcomes] == [False, False, True, False]
     assert not any(outcome[2] or outcome[3] for outcome in outcomes)

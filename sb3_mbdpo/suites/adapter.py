@@ -11,6 +11,7 @@ class SuiteTask(gym.Wrapper):
     """
     A suite's environment in the paper's terms: flat float32 observations, each action held, ``info["success"]``.
 
+    The same stands under ``is_success`` too, where Stable-Baselines3's evaluation looks for it.
     Episodes end by the time limit alone: what the suite takes for a reason to stop early is not passed on.
 
     :param env: The suite's environment, without a time limit of its own: flat Box observations, actions in [-1, 1]
@@ -39,7 +40,7 @@ class SuiteTask(gym.Wrapper):
         :return: Observation and info, with ``success`` False
         """
         observation, info = self.env.reset(seed=seed, options=options)
-        return np.asarray(observation, np.float32), {**info, "success": False}
+        return np.asarray(observation, np.float32), {**info, "success": False, "is_success": False}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
@@ -53,4 +54,10 @@ class SuiteTask(gym.Wrapper):
             observation, reward, _, _, info = self.env.step(action)
             total += float(reward)
         success = bool(np.asarray(info[self.success_key]).item())
-        return np.asarray(observation, np.float32), total, False, False, {**info, "success": success}
+        return (
+            np.asarray(observation, np.float32),
+            total,
+            False,
+            False,
+            {**info, "success": success, "is_success": success},
+        )

@@ -1,4 +1,4 @@
-"""The DeepMind Control Suite as the paper uses it: flat float32 observations, actions in [-1, 1], each applied twice."""
+"""The DeepMind Control Suite as the paper uses it: flat float32 observations or pixels, actions applied twice."""
 
 import warnings
 from collections import deque
