@@ -156,8 +156,8 @@ def draw(
         axes.fill_between(steps, curve.mean - curve.std, curve.mean + curve.std, color=color, alpha=0.12, lw=0)
     together = len(runs) > 1 and all(np.array_equal(run.steps, runs[0].steps) for run in runs)
     for run in runs:
-        label = None if together else run.name
-        axes.plot(run.steps * repeat, run.mean, color="C0", lw=0.9 if together else 2, marker=".", label=label)
+        style = {"lw": 0.9} if together else {"lw": 2, "label": run.name}
+        axes.plot(run.steps * repeat, run.mean, color="C0", marker=".", **style)
     if together:
         mean = np.mean([run.mean for run in runs], axis=0)
         axes.plot(runs[0].steps * repeat, mean, color="C0", lw=2.5, label=f"this project ({len(runs)} runs)")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages.journal import JournalFileBackend
 from rl_zoo3.utils import EnvironmentName, StoreDict, get_model_path
 
 from sb3_mbdpo import quickstart, zoo, zoo_checks
@@ -215,7 +216,7 @@ def _enqueue_default(storage: str, name: str, values: dict[str, Any]) -> None:
     backend: Any = storage
     if storage.endswith(".log"):  # as rl_zoo3 opens it
         Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        backend = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+        backend = optuna.storages.JournalStorage(JournalFileBackend(storage))
     study = optuna.create_study(storage=backend, study_name=name, load_if_exists=True, direction="maximize")
     if not study.trials:
         study.enqueue_trial(values)

@@ -143,9 +143,10 @@ def suite_entry(task: str) -> SuiteEntry:
     :raises ValueError: for a name that none of them has
     """
     suite = suite_of(task)
-    sizes = SIZES.get(task) or SIZES.get(task.split("-")[0]) or (None, None)
+    observations, actions = SIZES.get(task) or SIZES.get(task.split("-")[0]) or (None, None)
     decisions = DMCONTROL_DECISIONS if suite is SUITES["dmcontrol"] else MANIPULATION_DECISIONS
-    return SuiteEntry(task, env_id(task), suite, *sizes, decisions, env_id(task, True) if task in VISUAL else None)
+    pixels_id = env_id(task, pixels=True) if task in VISUAL else None
+    return SuiteEntry(task, env_id(task), suite, observations, actions, decisions, pixels_id)
 
 
 def task_set_names(name: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import deque
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -50,7 +50,7 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray]):
     :raises RuntimeError: if pictures are asked for and the rendering back end cannot be loaded
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 50}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 (an instance variable in gym.Env)
 
     def __init__(
         self,
@@ -178,9 +178,8 @@ class DMControlPixelsEnv(DMControlEnv):
         :param action: Action in [-1, 1]
         :return: Pictures, summed reward, terminated, truncated, and an empty dict
         """
-        _, *rest = super().step(action)
+        _, reward, terminated, truncated, info = super().step(action)
         self._frames.append(self._frame())
-        reward, terminated, truncated, info = rest
         return np.concatenate(self._frames), reward, terminated, truncated, info
 
     def _frame(self) -> np.ndarray:

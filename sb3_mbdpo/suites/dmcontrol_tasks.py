@@ -117,8 +117,8 @@ class SpinningCup(ball_in_cup.BallInCup):
 
     def get_reward(self, physics: Any) -> float:
         """:return: Reward of a control step, in [0, 1]"""
-        away = _linear(np.linalg.norm(physics.ball_to_target()), (0.5, np.inf), 0.25, 0.5)
-        speed = np.linalg.norm(physics.named.data.qvel[["ball_x", "ball_z"]])
+        away = _linear(float(np.linalg.norm(physics.ball_to_target())), (0.5, np.inf), 0.25, 0.5)
+        speed = float(np.linalg.norm(physics.named.data.qvel[["ball_x", "ball_z"]]))
         fast = _linear(speed, (6, np.inf), 3, 0.5)
         return (1.0 - physics.in_target()) * (away + 2 * fast) / 3
 

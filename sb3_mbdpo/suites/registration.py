@@ -131,7 +131,7 @@ def task_of(name: str) -> str:
 def register_suites() -> None:
     """Register every task that is not registered yet."""
     for task, (domain, name) in DMCONTROL.items():
-        kwargs = {"domain": domain, "task": name}
+        kwargs: dict[str, Any] = {"domain": domain, "task": name}
         _register(env_id(task), "dmcontrol:DMControlEnv", DMCONTROL_DECISIONS, kwargs)
         if task in VISUAL:
             kwargs = kwargs | {"camera": VISUAL[task]}
