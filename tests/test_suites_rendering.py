@@ -17,7 +17,7 @@ def headless(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_takes_what_is_there(headless: None, monkeypatch: pytest.MonkeyPatch, libraries: list[str], chosen: str | None):
     monkeypatch.setattr("ctypes.util.find_library", lambda name: name if name in libraries else None)
     monkeypatch.setenv("MUJOCO_GL", "")  # restored afterwards
-    rendering.choose_backend()
+    assert rendering.choose_backend() == (chosen is not None)
     assert (os.environ["MUJOCO_GL"] or None) == chosen
 
 

@@ -1,5 +1,6 @@
 """The DeepMind Control Suite as the paper uses it: flat float32 observations or pixels, actions applied twice."""
 
+import os
 import warnings
 from collections import deque
 from typing import Any
@@ -11,29 +12,37 @@ from gymnasium import spaces
 from sb3_mbdpo.suites.rendering import choose_backend, explanation
 
 
-def load_task(domain: str, task: str, render: bool = False) -> Any:
+def load_task(domain: str, task: str) -> Any:
     """
     :param domain: Domain, as dm_control names it
     :param task: Task, as dm_control names it, or one of ``sb3_mbdpo.suites.dmcontrol_tasks``
-    :param render: Whether pictures will be asked for
     :return: dm_control's environment
     :raises ImportError: if dm_control is not installed, with the command that installs it
     :raises RuntimeError: if the rendering back end that MUJOCO_GL names cannot be loaded
     """
-    if render:
-        choose_backend()
+    # dm_control decides once, when it is imported, and without a screen for one that ends the process when it is used
+    chosen = choose_backend()
     try:
-        # Without a display the rendering back end warns as it is imported, whether or not anything is rendered
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from dm_control import suite
-
-            from sb3_mbdpo.suites.dmcontrol_tasks import TASKS
+        suite, ours = _import_suite()
     except ModuleNotFoundError as error:
         raise ImportError('DMControl tasks need dm_control: run `pip install "sb3-mbdpo[dmc]"`.') from error
     except (ImportError, RuntimeError, AttributeError) as error:
-        raise RuntimeError(explanation(error)) from error
-    return TASKS[domain, task]() if (domain, task) in TASKS else suite.load(domain, task)
+        if not chosen:
+            raise RuntimeError(explanation(error)) from error
+        # The library is there and does not work: that matters only where pictures are asked for
+        del os.environ["MUJOCO_GL"]
+        suite, ours = _import_suite()
+    return ours[domain, task]() if (domain, task) in ours else suite.load(domain, task)
+
+
+def _import_suite() -> tuple[Any, Any]:
+    # Without a display the rendering back end warns as it is imported, whether or not anything is rendered
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from dm_control import suite
+
+        from sb3_mbdpo.suites.dmcontrol_tasks import TASKS
+    return suite, TASKS
 
 
 class DMControlEnv(gym.Env[np.ndarray, np.ndarray]):
@@ -47,7 +56,7 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray]):
     :param image_size: Height and width of what ``render`` returns
     :param camera: Camera of ``render``
     :raises ImportError: if dm_control is not installed
-    :raises RuntimeError: if pictures are asked for and the rendering back end cannot be loaded
+    :raises RuntimeError: if the rendering back end that MUJOCO_GL names cannot be loaded
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 (an instance variable in gym.Env)
@@ -61,7 +70,7 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray]):
         image_size: int = 240,
         camera: int = 0,
     ):
-        self._env = load_task(domain, task, render=render_mode is not None)
+        self._env = load_task(domain, task)
         self.action_repeat, self.render_mode, self.image_size, self.camera = (
             action_repeat,
             render_mode,
@@ -152,7 +161,6 @@ class DMControlPixelsEnv(DMControlEnv):
         pixels: int = 64,
         frames: int = 3,
     ):
-        choose_backend()
         super().__init__(domain, task, action_repeat, render_mode, image_size, camera)
         self.pixels, self._frames = pixels, deque[np.ndarray](maxlen=frames)
         self.observation_space = spaces.Box(0, 255, (3 * frames, pixels, pixels), np.uint8)

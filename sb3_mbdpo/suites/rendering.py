@@ -8,18 +8,21 @@ import sys
 OFFSCREEN = {"EGL": "egl", "OSMesa": "osmesa"}
 
 
-def choose_backend() -> None:
+def choose_backend() -> bool:
     """
     Set ``MUJOCO_GL`` to a back end that needs no screen, on Linux without a display, unless it is set already.
 
     MuJoCo and dm_control read it once, when they are imported: call this before.
+
+    :return: Whether it was set
     """
     if sys.platform != "linux" or any(os.environ.get(name) for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")):
-        return
+        return False
     for library, backend in OFFSCREEN.items():
         if ctypes.util.find_library(library):
             os.environ["MUJOCO_GL"] = backend
-            return
+            return True
+    return False
 
 
 def explanation(error: BaseException) -> str:
