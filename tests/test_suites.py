@@ -1,6 +1,8 @@
 """Ids, names and sizes of the task suites: nothing here builds an environment unless its package is there."""
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -59,3 +61,14 @@ def test_a_missing_package_says_what_to_install(task: str, monkeypatch: pytest.M
     with pytest.raises(ImportError) as raised:
         gym.make(env_id(task))
     assert suite.install_command in str(raised.value)
+
+
+def test_the_readmes_example():
+    pytest.importorskip("dm_control")
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    section = text[text.index("\n## Tasks\n") :]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["model"].action_space.shape == (6,)
+    assert len(names["tasks"]) == 30

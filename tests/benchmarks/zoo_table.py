@@ -14,10 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from sb3_mbdpo.reference_curves import reference_curve, reference_tasks
+from sb3_mbdpo.suites.registration import task_of
 from tests.benchmarks import zoo_runs
 from tests.benchmarks.learning import EVALUATIONS
 
 README = zoo_runs.ROOT / "zoo_configs" / "README.md"
+# Decisions
+RELEASED_AT = 100_000
 # Studies that were made on their own; the last two are one task by two names
 ELSEWHERE = {
     "Pendulum-v1": "Pendulum-v1",
@@ -26,7 +30,7 @@ ELSEWHERE = {
     "dm_control/cartpole-swingup-v0": "cartpole-swingup",
 }
 BEGIN, END = "<!-- made by python -m tests.benchmarks.zoo_table -->\n", "<!-- end -->\n"
-COLUMNS = ("id", "", "steps", "return at the end", "best", "time", "zoo's SAC", "zoo's TQC")
+COLUMNS = ("id", "how it was run", "steps", "return at the end", "best", "time", "zoo's SAC", "zoo's TQC", "released")
 HEADER = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}\n"
 
 
@@ -59,7 +63,23 @@ def line(env_id: str, results: Path, published: dict[tuple[str, str], str], trie
     else:
         cells = ["not run", "", "", "", ""]
     beside = [published.get((algo, unversioned(env_id)), "") for algo in ("sac", "tqc")]
-    return f"| {' | '.join([env_id, *cells, *beside])} |\n"
+    return f"| {' | '.join([env_id, *cells, *beside, released(env_id)])} |\n"
+
+
+def released(env_id: str) -> str:
+    """
+    :param env_id: Environment id
+    :return: What the paper's authors released for this task of their MBDPO and of SAC, at RELEASED_AT decisions
+    """
+    task, suffix = task_of(env_id), "-pixels" if "pixels" in env_id else ""
+    values = []
+    for method in ("mbdpo", "sac"):
+        if task in reference_tasks(method + suffix):
+            curve = reference_curve(task, method + suffix)
+            value = curve.mean[abs(curve.steps - RELEASED_AT).argmin()]
+            figure = f"{value:.2f} success" if curve.metric == "success" else f"{value:,.0f}"
+            values.append(f"{method.upper()} {figure}")
+    return ", ".join(values)
 
 
 def trained(rows: pd.DataFrame) -> list[str]:
