@@ -17,11 +17,10 @@ from PIL import Image
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
 from sb3_mbdpo import MBDPO, quickstart, zoo
+from sb3_mbdpo.zoo_checks import ZOO_KEYS
 
 ENV_ID = "Pendulum-v1"
 N_TIMESTEPS = 420
-# Arguments of an entry that rl_zoo3 uses itself instead of handing them to the algorithm.
-ZOO_KEYS = {"n_timesteps", "n_envs", "env_wrapper", "env_kwargs", "normalize", "frame_stack", "callback"}
 
 
 @pytest.fixture(scope="module")
