@@ -58,7 +58,7 @@ def plot(arguments: Sequence[str]) -> int:
     parser.add_argument("--against", choices=[PAPER], help="draw the curves that the paper's authors released below")
     parser.add_argument("--task", help="name of the task in the reference, where the id does not say it")
     parser.add_argument("--methods", nargs="+", help="reference methods (default: mbdpo tdmpc2 sac, or the pixel ones)")
-    parser.add_argument("--max-timesteps", type=float, help="environment steps to draw (default: twice the runs')")
+    parser.add_argument("--max-timesteps", type=float, help="environment steps to draw")
     parser.add_argument("-o", "--output", type=Path, help="picture to write (default: in the log folder)")
     args = parser.parse_args(list(arguments))
 
@@ -143,7 +143,7 @@ def draw(
     :param title: Title
     :param repeat: Environment steps that each decision lasts
     :param output: Picture to write
-    :param max_steps: Environment steps to draw; None: twice those of the longest run, the references' where alone
+    :param max_steps: Environment steps to draw; None: twice those of the longest run, or to the references' first
     """
     from matplotlib.figure import Figure
 
@@ -152,7 +152,7 @@ def draw(
     for index, curve in enumerate(references):
         color, steps = f"C{index + 1}", curve.steps * repeat
         label = f"{curve.method}, released ({int(curve.seeds.max())} seeds)"
-        axes.plot(steps, curve.mean, color=color, lw=1.4, ls="--", label=label)
+        axes.plot(steps, curve.mean, color=color, lw=1.4, ls="--", marker="o", ms=3, label=label)
         axes.fill_between(steps, curve.mean - curve.std, curve.mean + curve.std, color=color, alpha=0.12, lw=0)
     together = len(runs) > 1 and all(np.array_equal(run.steps, runs[0].steps) for run in runs)
     for run in runs:
@@ -162,7 +162,9 @@ def draw(
         mean = np.mean([run.mean for run in runs], axis=0)
         axes.plot(runs[0].steps * repeat, mean, color="C0", lw=2.5, label=f"this project ({len(runs)} runs)")
     longest = max(int(run.steps[-1]) for run in runs) * repeat
-    axes.set_xlim(0, max_steps or longest * (2 if references else 1.02))
+    # As far as the first evaluations of the references at least: between them there are straight lines alone
+    firsts = [1.1 * repeat * int(curve.steps[curve.steps > 0][0]) for curve in references]
+    axes.set_xlim(0, max_steps or max([longest * (2 if references else 1.02), *firsts]))
     success = any(curve.metric == "success" for curve in references)
     axes.set(title=title, xlabel="environment steps", ylabel="success rate" if success else "evaluation return")
     axes.xaxis.set_major_formatter("{x:,.0f}")

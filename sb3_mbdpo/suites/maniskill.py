@@ -18,7 +18,8 @@ def make_maniskill(name: str, control_mode: str, action_repeat: int = 2, render_
     :param render_mode: As for ManiSkill
     :return: The environment: flat state observations, ``info["success"]``
     :raises ImportError: if ManiSkill is not installed, with the command that installs it
-    :raises RuntimeError: where there is no Vulkan device, or no such task in this version of ManiSkill
+    :raises RuntimeError: where there is no Vulkan device, no such task in this version of ManiSkill, or its models are
+        not downloaded
     """
     try:
         import mani_skill.envs  # noqa: F401  (registers its environments)
@@ -31,7 +32,14 @@ def make_maniskill(name: str, control_mode: str, action_repeat: int = 2, render_
         raise RuntimeError(f"This version of ManiSkill has no {name}: choose another of its tasks (`mbdpo tasks`).")
     try:
         env = gym.make(name, obs_mode="state", control_mode=control_mode, render_mode=render_mode, sim_backend="cpu")
+    except EOFError as error:
+        # It asks on the terminal whether to download them
+        raise RuntimeError(
+            f"{name} needs models that are not downloaded yet: run `python -m mani_skill.utils.download_asset {name}`."
+        ) from error
     except RuntimeError as error:
+        if not any(word in str(error).lower() for word in ("vk::", "vulkan", "render")):
+            raise
         raise RuntimeError(
             "ManiSkill found no Vulkan device, which it needs even for state observations: install a GPU driver with "
             f"Vulkan, or Debian's mesa-vulkan-drivers, and try `vulkaninfo` ({error})."
