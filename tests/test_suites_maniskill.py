@@ -25,7 +25,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> None:
     ("error", "message"),
     [
         (RuntimeError("vk::createInstanceUnique: ErrorIncompatibleDriver"), "found no Vulkan device.*Incompatible"),
-        (RuntimeError("Failed to find a supported physical device: render"), "found no Vulkan device"),
+        (RuntimeError('Failed to find a supported physical device "cpu"'), "found no Vulkan device"),
         (RuntimeError("something else"), "^something else$"),
         (EOFError("EOF when reading a line"), "download_asset PickCube-v1"),
     ],

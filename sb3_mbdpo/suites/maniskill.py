@@ -38,10 +38,10 @@ def make_maniskill(name: str, control_mode: str, action_repeat: int = 2, render_
             f"{name} needs models that are not downloaded yet: run `python -m mani_skill.utils.download_asset {name}`."
         ) from error
     except RuntimeError as error:
-        if not any(word in str(error).lower() for word in ("vk::", "vulkan", "render")):
+        if not any(word in str(error).lower() for word in ("vk::", "vulkan", "physical device")):
             raise
         raise RuntimeError(
-            "ManiSkill found no Vulkan device, which it needs even for state observations: install a GPU driver with "
-            f"Vulkan, or Debian's mesa-vulkan-drivers, and try `vulkaninfo` ({error})."
+            "ManiSkill found no Vulkan device, which it needs even for state observations: it takes a GPU and its "
+            f"driver, as `vulkaninfo` shows them; a processor's software driver is not enough ({error})."
         ) from error
     return SuiteTask(CPUGymWrapper(env), action_repeat)
