@@ -20,10 +20,10 @@ from sb3_mbdpo.adaptation import set_trainable
 from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
 from sb3_mbdpo.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_mbdpo.hardware import resolve_dtype
+from sb3_mbdpo.hub import HubAlgorithm
 from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
 from sb3_mbdpo.losses import LossCoefficients
 from sb3_mbdpo.metrics import RunningMeans
-from sb3_mbdpo.multitask import MultiTaskAlgorithm
 from sb3_mbdpo.offline import OfflineAlgorithm
 from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy, PlanResult
 from sb3_mbdpo.resuming import RandomState
@@ -33,7 +33,7 @@ from sb3_mbdpo.updates import Learner
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
 
 
-class MBDPO(OfflineAlgorithm, MultiTaskAlgorithm):
+class MBDPO(OfflineAlgorithm, HubAlgorithm):
     """
     Model-Based Diffusion Policy Optimization.
 

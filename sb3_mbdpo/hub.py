@@ -1,0 +1,512 @@
+"""Sharing models: folders and repositories of the Hugging Face Hub, with huggingface_hub's own argument names."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import gymnasium as gym
+import torch as th
+from huggingface_hub import HfApi, get_token, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_mbdpo.checkpoints import (
+    CARD,
+    CONFIG,
+    CURVE,
+    FILES,
+    NORMALIZATION,
+    OPTIMIZER,
+    OPTIONAL,
+    VIDEO,
+    WEIGHTS,
+    CheckpointConfig,
+    load_checkpoint,
+    no_config,
+    read_config,
+    write_checkpoint,
+)
+from sb3_mbdpo.hub_evaluation import EVALUATION_SEED, evaluate_model, evaluation_sources, record_video
+from sb3_mbdpo.model_card import keeps_hand_written, make_card
+from sb3_mbdpo.multitask import UNKNOWN_EPISODE_LENGTH, MultiTaskAlgorithm
+from sb3_mbdpo.multitask_env import EnvSource, make_task_env
+from sb3_mbdpo.normalization import Normalization
+from sb3_mbdpo.presets import episode_length_of
+
+if TYPE_CHECKING:
+    from sb3_mbdpo.mbdpo import MBDPO
+
+SelfHub = TypeVar("SelfHub", bound="HubAlgorithm")
+# What loading needs; cards and videos stay where they are
+LOADED = (CONFIG, WEIGHTS, OPTIMIZER, NORMALIZATION)
+# What the HTTP library of this version of huggingface_hub raises
+HTTP_ERROR: type[Exception] = next(base for base in HfHubHTTPError.__bases__ if base is not OSError)
+
+
+class HubAlgorithm(MultiTaskAlgorithm):
+    """The part of MBDPO that shares models."""
+
+    # What a loaded checkpoint says of its past; models that never were one have none
+    _env_source: dict[str, Any] | None = None
+    _base_model: str | None = None
+    _datasets: Sequence[str] = ()
+    _normalization: Normalization | None = None
+    # Repository that the model came from, and its updates at that time
+    _hub_source: tuple[str, int] | None = None
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        include_optimizer: bool = False,
+        n_eval_episodes: int = 0,
+        eval_envs: Mapping[str, EnvSource] | EnvSource | None = None,
+        eval_seed: int = EVALUATION_SEED,
+        results: Mapping[str, Any] | None = None,
+        video: bool = False,
+        command: str | None = None,
+        datasets: Sequence[str] | None = None,
+        replay_dataset: str | None = None,
+        learning_curve: str | Path | None = None,
+        license: str | None = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        progress_bar: bool = True,
+        **push_kwargs: Any,
+    ) -> Path:
+        """
+        Write the model to a folder: ``config.json``, ``model.safetensors``, ``training.yml``, a card, and what was
+        asked for. The folder is what :meth:`push_to_hub` uploads and :meth:`from_pretrained` reads.
+
+        A previous checkpoint in the folder is replaced when the new one is complete. A card that was edited by hand
+        (its last line removed) stays.
+
+        :param save_directory: Folder, made if needed
+        :param include_optimizer: Also write optimizers and random generators, three times the size, so that training
+            goes on as after ``save`` and ``load``
+        :param n_eval_episodes: Deterministic episodes of each task to play for ``results.json`` and the card; 0: none
+        :param eval_envs: Environments for them by task, or one; None: made by their Gymnasium ids
+        :param eval_seed: Seed of each task's first episode
+        :param results: Results from before, what ``results.json`` held, instead of new episodes
+        :param video: Write ``replay.mp4`` of one episode, if something here can draw it
+        :param command: The exact command of training, for ``training.yml`` and the card
+        :param datasets: Data sets that it learned from, for the card
+        :param replay_dataset: Minari id of a data set with its replay buffer (see ``to_minari``)
+        :param learning_curve: Picture for the card, a png
+        :param license: License of the weights, for the card
+        :param repo_id: Repository that the card's snippet names; None: the folder
+        :param push_to_hub: Upload to ``repo_id`` as well
+        :param progress_bar: Show progress of the evaluation
+        :param push_kwargs: Arguments of :meth:`push_to_hub`
+        :return: The folder
+        :raises ValueError: for what a checkpoint cannot hold, or if there is nothing to evaluate in
+        :raises OSError: if it cannot be written; a previous checkpoint stays as it was
+        """
+        model, folder = cast("MBDPO", self), Path(save_directory)
+        if push_to_hub:
+            _require_token(push_kwargs.get("token"))
+        curve = None if learning_curve is None else Path(learning_curve).read_bytes()
+        if n_eval_episodes > 0:
+            results = evaluate_model(model, n_eval_episodes, eval_envs, eval_seed, progress_bar)
+        others: dict[str, bytes] = {} if curve is None else {CURVE: curve}
+        notes: list[str] = []
+        if video:
+            clip, missing = _video(model, eval_envs, eval_seed)
+            if clip is None:
+                print(f"The checkpoint is written without a video ({missing}).")
+                notes.append(f"Not checked: how it looks ({missing}).")
+            else:
+                others[VIDEO] = clip
+        before = self._base_model
+        if self._hub_source is not None and self._n_updates > self._hub_source[1]:
+            # It has learned since it came from there
+            self._base_model = self._hub_source[0]
+        try:
+            config = write_checkpoint(
+                model,
+                folder,
+                include_optimizer,
+                replay_dataset,
+                None if datasets is None else list(datasets),
+                {"command": command},
+                results,
+                others,
+            )
+        finally:
+            self._base_model = before
+        if not keeps_hand_written(folder / CARD):
+            card = make_card(config, repo_id or str(save_directory), results, command, license, tuple(notes), curve is not None)
+            card.save(folder / CARD)
+        if push_to_hub:
+            if repo_id is None:
+                raise ValueError("push_to_hub=True needs repo_id, the repository to push to.")
+            upload_checkpoint(folder, repo_id, **push_kwargs)
+        return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload a model of sb3-mbdpo",
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool | None = None,
+        n_eval_episodes: int | None = None,
+        video: bool = True,
+        **save_kwargs: Any,
+    ) -> str:
+        """
+        Evaluate the model, record a video, and upload it with a card.
+
+        :param repo_id: Repository, "user/name"; made if it does not exist
+        :param commit_message: Message of the commit
+        :param commit_description: Its longer description
+        :param private: Whether a new repository is private; None: as the account has it
+        :param token: Token of the Hub; None: the one of ``hf auth login`` or the environment variable HF_TOKEN
+        :param revision: Branch to commit to; None: main
+        :param create_pr: Open a pull request with the commit
+        :param n_eval_episodes: Episodes of each task played before; None: 10 where an environment is known, else none;
+            0: none
+        :param video: Upload a video of one episode, where something here can draw it
+        :param save_kwargs: Arguments of :meth:`save_pretrained`
+        :return: Address of the commit
+        :raises ValueError: for what a checkpoint cannot hold
+        :raises OSError: without a token or a network, or if the Hub refuses, saying what to do
+        """
+        model = cast("MBDPO", self)
+        _check_account(token)
+        known = evaluation_sources(model, save_kwargs.get("eval_envs"))
+        if n_eval_episodes is None:
+            n_eval_episodes = 10 if known and save_kwargs.get("results") is None else 0
+        if not known and n_eval_episodes == 0 and save_kwargs.get("results") is None:
+            print("No environment is known here, so the card says that the model was not evaluated; pass eval_envs.")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, repo_id.rpartition("/")[2])
+            self.save_pretrained(
+                path, repo_id=repo_id, n_eval_episodes=n_eval_episodes, video=video and bool(known), **save_kwargs
+            )
+            return upload_checkpoint(
+                path,
+                repo_id,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls: type[SelfHub],
+        pretrained_model_name_or_path: str | Path,
+        env: GymEnv | str | None = None,
+        device: th.device | str = "auto",
+        custom_objects: Mapping[str, Any] | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **kwargs: Any,
+    ) -> SelfHub:
+        """
+        Load a model from a folder or a repository of the Hub. No code in either is run, and nothing is unpickled.
+
+        :param pretrained_model_name_or_path: Folder, or repository "user/name"
+        :param env: Environment to act and learn in, with the model's spaces; if the model was trained with
+            ``VecNormalize``, it is wrapped in one with the stored statistics
+        :param device: Where the model goes
+        :param custom_objects: Classes (policy, features extractor, ...) and action noise of one's own by name
+        :param revision: Branch, tag or commit
+        :param token: Token of the Hub, for private repositories
+        :param cache_dir: Where downloads are kept
+        :param local_files_only: Use what was downloaded before, without a network
+        :param force_download: Download again
+        :param kwargs: Constructor arguments in place of the stored ones; another ``preset`` replaces all that presets
+            decide but the sizes
+        :return: The model
+        :raises ValueError: if it is no checkpoint, is damaged, or an argument does not go with it
+        :raises OSError: without a network, or for a repository or revision that does not exist
+        """
+        name = pretrained_model_name_or_path
+        folder, is_repo = Path(name).expanduser(), False
+        if not folder.is_dir():
+            _refuse_missing_folder(name)
+            folder, is_repo = download_checkpoint(str(name), revision, token, cache_dir, local_files_only, force_download), True
+        model = load_checkpoint(cast("type[MBDPO]", cls), folder, env, device, custom_objects, **kwargs)
+        model._hub_source = (str(name), model._n_updates) if is_repo else None
+        return cast(SelfHub, model)
+
+    @classmethod
+    def from_hub(
+        cls: type[SelfHub],
+        repo_id: str | Path,
+        env: EnvSource | VecEnv | None = None,
+        task: str | None = None,
+        like: str | None = None,
+        **kwargs: Any,
+    ) -> SelfHub:
+        """
+        Load a model to go on with: on the environment it was made for, on one of its tasks, or on a new one.
+
+        ``MBDPO.from_hub(repo, env=env, task="walker-run").learn(40_000)`` fine-tunes on a task that the model knows,
+        ``task="new-name", like="walker-walk"`` adds one, see :meth:`add_task`. The model acts by its own policy from the
+        first step on; updates start after an episode.
+
+        :param repo_id: Repository "user/name", or a folder
+        :param env: Environment in its own units, its id, or a function that makes one; for a model of several tasks
+            without ``task``: environments of its task set. None: the task's own, made by its id; without ``task``: none
+        :param task: Name of a task of a multi-task model
+        :param like: For a new task: known task whose embedding it starts from, or "nearest"
+        :param kwargs: Arguments of :meth:`from_pretrained`
+        :return: The model
+        :raises ValueError: naming the tasks that there are, if there is no such one
+        """
+        if task is None and like is not None:
+            raise ValueError("like=... is for a new task: pass its name as task=....")
+        if task is None:
+            source: Any = env() if callable(env) and not isinstance(env, (gym.Env, VecEnv)) else env
+            model = cls.from_pretrained(repo_id, source, **kwargs)
+            if model.env is not None and model._n_updates > 0:
+                model._begin_finetuning(episode_length_of(model.env))
+            return model
+        model = cls.from_pretrained(repo_id, None, **kwargs)
+        tasks = model.tasks
+        if tasks is None:
+            raise ValueError(f"This is a model of a single task: leave out task={task!r}, and pass env alone.")
+        if isinstance(env, VecEnv):
+            raise ValueError("With task=... pass one environment in its own units, its id, or a function that makes it.")
+        if task in tasks and like is not None:
+            raise ValueError(f"{task!r} is one of the model's tasks: leave out like, or give a new task another name.")
+        if task not in tasks:
+            if like is None:
+                raise ValueError(
+                    f"There is no task {task!r}; the model knows {', '.join(tasks.names)}. Pass like=... (one of them, "
+                    'or "nearest") to add it.'
+                )
+            if env is None:
+                raise ValueError(f"{task!r} is a new task: pass its environment as env.")
+            model.add_task(env, name=task, like=like)
+            return model
+        wrapped = make_task_env(tasks, task, env)
+        model.set_env(DummyVecEnv([lambda: Monitor(wrapped)]))
+        model._begin_finetuning(tasks[task].episode_length)
+        return model
+
+    def _begin_finetuning(self, episode_length: int | None) -> None:
+        """Act by the policy from the first step on, and update after an episode."""
+        self._acts_from_start = True
+        self.learning_starts = episode_length or UNKNOWN_EPISODE_LENGTH
+
+
+def _video(
+    model: MBDPO, envs: Mapping[str, EnvSource] | EnvSource | None, seed: int
+) -> tuple[bytes | None, str | None]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, VIDEO)
+        missing = record_video(model, path, envs, seed=seed)
+        return (path.read_bytes(), None) if missing is None else (None, missing)
+
+
+def _refuse_missing_folder(name: str | Path) -> None:
+    text = str(name)
+    if isinstance(name, Path) or text.startswith((".", "~", "/")) or text.count("/") > 1 or Path(text).exists():
+        hint = " (it is a file; a zip of save() is loaded with MBDPO.load)" if Path(text).is_file() else ""
+        raise ValueError(f"There is no folder {text}{hint}: pass a folder of save_pretrained() or a repository 'user/name'.")
+
+
+# --- the Hub ----------------------------------------------------------------------------------------------------------
+
+
+def download_checkpoint(
+    repo_id: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    files: Sequence[str] = LOADED,
+    local_dir: str | Path | None = None,
+) -> Path:
+    """
+    Download the files of a checkpoint; whatever else the repository holds is left there.
+
+    :param repo_id: Repository "user/name"
+    :param revision: Branch, tag or commit
+    :param token: Token of the Hub
+    :param cache_dir: Where downloads are kept
+    :param local_files_only: Use what was downloaded before
+    :param force_download: Download again
+    :param files: Names of the files
+    :param local_dir: Put the files here instead of into the cache
+    :return: Folder with the files
+    :raises ValueError: if there is no checkpoint
+    :raises OSError: if it cannot be reached, or the download was cut short
+    """
+
+    def fetch(names: Sequence[str]) -> Path:
+        path = snapshot_download(
+            repo_id,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            allow_patterns=list(names),
+            local_dir=local_dir,
+        )
+        return Path(path)
+
+    try:
+        folder = fetch([CONFIG])
+        if not (folder / CONFIG).is_file():
+            raise ValueError(no_config(f"The repository {repo_id}", _repo_files(repo_id, revision, token)))
+        # Before what may be gigabytes
+        read_config(folder)
+        return fetch(files)
+    except (HTTP_ERROR, OSError, EntryNotFoundError) as error:
+        raise _explained(error, repo_id, revision, local_files_only) from error
+
+
+def _repo_files(repo_id: str, revision: str | None, token: str | bool | None) -> list[str]:
+    try:
+        return list(HfApi(token=token).list_repo_files(repo_id, revision=revision))
+    except (HTTP_ERROR, OSError):
+        return []
+
+
+def upload_checkpoint(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    commit_message: str = "Upload a model of sb3-mbdpo",
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool | None = None,
+) -> str:
+    """
+    Upload a folder that :meth:`HubAlgorithm.save_pretrained` wrote, in one commit.
+
+    Files of an earlier checkpoint that the new one does not have are removed; others are left alone.
+
+    :param folder: The folder
+    :param repo_id: Repository, made if it does not exist
+    :param commit_message: Message of the commit
+    :param commit_description: Its longer description
+    :param private: Whether a new repository is private
+    :param token: Token of the Hub
+    :param revision: Branch
+    :param create_pr: Open a pull request
+    :return: Address of the commit
+    :raises ValueError: if the folder holds no checkpoint
+    :raises OSError: if the Hub cannot be reached or refuses
+    """
+    path = Path(folder)
+    read_config(path)
+    _require_token(token)
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=path,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+            allow_patterns=list(FILES),
+            delete_patterns=[name for name in OPTIONAL if not (path / name).is_file()],
+        )
+    except (HTTP_ERROR, OSError) as error:
+        raise _explained(error, repo_id, revision, False) from error
+    return str(commit.pr_url if create_pr and commit.pr_url else commit.commit_url)
+
+
+def _require_token(token: str | bool | None) -> None:
+    if token is False or (not isinstance(token, str) and get_token() is None):
+        raise OSError(
+            "There is no token of the Hugging Face Hub: run `hf auth login`, set HF_TOKEN, or pass token=... (one that "
+            "may write, from https://huggingface.co/settings/tokens)."
+        )
+
+
+def _check_account(token: str | bool | None) -> None:
+    """See that the Hub knows the token, before anything that takes long."""
+    _require_token(token)
+    try:
+        HfApi(token=token).whoami()
+    except (HTTP_ERROR, OSError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise OSError("The Hub does not know this token: run `hf auth login` again, or pass another.") from error
+        raise _explained(error, None, None, False) from error
+
+
+def _explained(error: Exception, repo_id: str | None, revision: str | None, local_files_only: bool) -> OSError:
+    """One sentence that says what to do, for what the Hub's client raises."""
+    if isinstance(error, GatedRepoError):
+        text = f"The repository {repo_id} is gated: ask for access on its page, and pass a token."
+    elif isinstance(error, RevisionNotFoundError):
+        text = f"The repository {repo_id} has no revision {revision!r}: pass a branch, a tag or a commit of it."
+    elif isinstance(error, RepositoryNotFoundError):
+        text = (
+            f"There is no repository {repo_id} on the Hub, or it is private: check the name, and run `hf auth login` or "
+            "pass token=... if it is private."
+        )
+    elif isinstance(error, LocalEntryNotFoundError) and local_files_only:
+        text = f"{repo_id} was not downloaded before: load it once without local_files_only."
+    elif isinstance(error, LocalEntryNotFoundError):
+        text = f"The Hub cannot be reached and {repo_id} was not downloaded before: check the network, or pass a folder."
+    elif isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        wanted = " with a token that may write" if status in (401, 403) else ""
+        text = f"The Hub refused ({status}) for {repo_id}: try again{wanted}. It says: {str(error).splitlines()[0]}"
+    elif isinstance(error, OSError) and error.errno is not None:
+        return error
+    else:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = f"The transfer of {repo_id or 'the account'} was cut short or the Hub cannot be reached: try again. ({reason})"
+    return OSError(text)
+
+
+def pull_checkpoint(
+    repo_id: str,
+    folder: str | Path | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[Path, CheckpointConfig]:
+    """
+    Download a whole checkpoint, card, results and video included, and see that it loads.
+
+    :param repo_id: Repository
+    :param folder: Where it goes; None: the Hub's cache
+    :param revision: Branch, tag or commit
+    :param token: Token of the Hub
+    :param cache_dir: Where downloads are kept
+    :return: folder, configuration
+    :raises ValueError: if it is no checkpoint or does not load
+    :raises OSError: if it cannot be reached
+    """
+    path = download_checkpoint(repo_id, revision, token, cache_dir, files=FILES, local_dir=folder)
+    return path, read_config(path)
+
