@@ -66,6 +66,8 @@ OPTIONAL = (OPTIMIZER, NORMALIZATION, RESULTS, TRAINING, VIDEO, CURVE)
 LARGEST_CONFIG = 16_000_000
 MOST_TASKS, WIDEST_TASK, MOST_ENVS = 10_000, 10**6, 10_000
 LARGEST_SEARCH = 10**9
+# Transitions of a model that only acts
+ACTING_BUFFER = 1000
 PACKAGES = ("sb3-mbdpo", "stable-baselines3", "torch", "gymnasium", "numpy", "safetensors")
 # What the weights are made for; another value would be another model
 SIZES = ("model_size", "horizon", "policy_kwargs", "tasks", "policy", "n_critics")
@@ -430,7 +432,7 @@ def load_checkpoint(
     if not custom_objects:
         compare(WEIGHTS, found, _implied(model))
     training = _read_training_state(path, config, found, model)
-    _set_up(model)
+    set_up(model, to_act=vector is None)
     compare(WEIGHTS, found, infos_of(model.policy.state_dict()))
     read_into(path / WEIGHTS, model.policy)
     model.policy.episodic = bool(model.policy.terminates.item())
@@ -583,7 +585,18 @@ def _implied(model: MBDPO) -> Any:
     )
 
 
-def _set_up(model: MBDPO) -> None:
+def set_up(model: MBDPO, to_act: bool) -> None:
+    """
+    Build a model's networks and buffer, weights as memory happens to be.
+
+    :param model: Model that is not set up yet
+    :param to_act: Whether there is no environment to learn in: the replay buffer then gets next to no room, until
+        ``set_env`` brings one, so that a model that was trained with gigabytes of replay acts on any machine
+    :raises ValueError: if there is no memory for the replay buffer
+    """
+    size = model.buffer_size
+    if to_act:
+        model.buffer_size = min(size, max(ACTING_BUFFER, cast(int, model.horizon or 1) * model.n_envs))
     try:
         with NoInitialization():
             model._setup_model()
@@ -592,6 +605,7 @@ def _set_up(model: MBDPO) -> None:
             f"There is no memory for a replay buffer of buffer_size={model.buffer_size:,} transitions: pass a smaller "
             "buffer_size."
         ) from error
+    model._acts_only, model.buffer_size = model.buffer_size < size, size
 
 
 def _read_training_state(

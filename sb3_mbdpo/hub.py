@@ -65,6 +65,22 @@ class HubAlgorithm(MultiTaskAlgorithm):
     _normalization: Normalization | None = None
     # Repository that the model came from, and its updates at that time
     _hub_source: tuple[str, int] | None = None
+    # Loaded without an environment: the replay buffer has next to no room so far
+    _acts_only: bool = False
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Replace the training environment; running plans are dropped.
+
+        :param env: Environment with the same spaces, of the same tasks in a multi-task model. A model with nothing in
+            its replay buffer that knows several tasks takes any number of environments
+        :param force_reset: Reset it before the next step
+        :raises ValueError: if it does not fit
+        """
+        super().set_env(env, force_reset)
+        if self._acts_only:
+            self._empty_buffer(self.n_envs)
+            self._acts_only = False
 
     def save_pretrained(
         self,
