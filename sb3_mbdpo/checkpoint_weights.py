@@ -23,6 +23,7 @@ from sb3_mbdpo.policies import MBDPOPolicy
 SHOWN = 6
 # In-place functions by which weights get their first values
 FIRST_VALUES = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_", "copy_"}
+DRAWN_VALUES = {"uniform_", "normal_"}
 
 
 class TensorInfo(NamedTuple):
@@ -36,7 +37,7 @@ DTYPES = {th.float32: "F32", th.float64: "F64", th.int64: "I64", th.uint8: "U8",
 
 
 class NoInitialization(TorchFunctionMode):
-    """Within it parameters are left as memory happens to be, and no random number is drawn for them."""
+    """Within it parameters are zero or left as memory happens to be, and no random number is drawn for them."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -46,6 +47,9 @@ class NoInitialization(TorchFunctionMode):
         target = args[0] if args else kwargs.get("tensor")
         first_value = getattr(func, "__module__", "") == "torch.nn.init" or func.__name__ in FIRST_VALUES
         if first_value and isinstance(target, nn.Parameter) and not target.is_meta:
+            # Some draw again until all are within bounds
+            if func.__name__ in DRAWN_VALUES:
+                target.detach().zero_()
             return target
         return func(*args, **kwargs)
 

@@ -178,6 +178,7 @@ def describe(model: MBDPO, weights: Mapping[str, th.Tensor]) -> CheckpointConfig
             attribute = "_stats_window_size" if name == "stats_window_size" else name
             arguments[name] = encode(getattr(model, attribute), name)
     arguments["act_mode"] = model.policy.act_mode
+    mark, source = fingerprint(weights), model._hub_source
     aliases = {cls: name for name, cls in model.policy_aliases.items()}
     policy = aliases.get(model.policy_class)
     return CheckpointConfig(
@@ -185,7 +186,7 @@ def describe(model: MBDPO, weights: Mapping[str, th.Tensor]) -> CheckpointConfig
         arguments=arguments,
         observation_space=space_to_json(model.observation_space),
         action_space=space_to_json(model.action_space),
-        fingerprint=fingerprint(weights),
+        fingerprint=mark,
         tasks=model._tasks,
         env=model._env_source or describe_env(model.env),
         n_envs=model.n_envs,
@@ -197,7 +198,8 @@ def describe(model: MBDPO, weights: Mapping[str, th.Tensor]) -> CheckpointConfig
             "trainable": model._trainable,
         },
         versions=package_versions(),
-        base_model=model._base_model,
+        # Other weights than came from there are a model of their own
+        base_model=model._base_model if source is None or source[1] == mark else source[0],
     )
 
 

@@ -63,8 +63,8 @@ class HubAlgorithm(MultiTaskAlgorithm):
     _base_model: str | None = None
     _datasets: Sequence[str] = ()
     _normalization: Normalization | None = None
-    # Repository that the model came from, and its updates at that time
-    _hub_source: tuple[str, int] | None = None
+    # Repository that the model came from, and the fingerprint that its weights had there
+    _hub_source: tuple[str, str] | None = None
     # Loaded without an environment: the replay buffer has next to no room so far
     _acts_only: bool = False
 
@@ -145,23 +145,16 @@ class HubAlgorithm(MultiTaskAlgorithm):
                 notes.append(f"Not checked: how it looks ({missing}).")
             else:
                 others[VIDEO] = clip
-        before = self._base_model
-        if self._hub_source is not None and self._n_updates > self._hub_source[1]:
-            # It has learned since it came from there
-            self._base_model = self._hub_source[0]
-        try:
-            config = write_checkpoint(
-                model,
-                folder,
-                include_optimizer,
-                replay_dataset,
-                None if datasets is None else list(datasets),
-                {"command": command},
-                results,
-                others,
-            )
-        finally:
-            self._base_model = before
+        config = write_checkpoint(
+            model,
+            folder,
+            include_optimizer,
+            replay_dataset,
+            None if datasets is None else list(datasets),
+            {"command": command},
+            results,
+            others,
+        )
         if not keeps_hand_written(folder / CARD):
             card = make_card(config, repo_id or str(save_directory), results, command, license, tuple(notes), curve is not None)
             card.save(folder / CARD)
@@ -266,7 +259,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
             _refuse_missing_folder(name)
             folder, is_repo = download_checkpoint(str(name), revision, token, cache_dir, local_files_only, force_download), True
         model = load_checkpoint(cast("type[MBDPO]", cls), folder, env, device, custom_objects, **kwargs)
-        model._hub_source = (str(name), model._n_updates) if is_repo else None
+        model._hub_source = (str(name), read_config(folder).fingerprint) if is_repo else None
         return cast(SelfHub, model)
 
     @classmethod
