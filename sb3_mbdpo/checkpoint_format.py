@@ -254,7 +254,9 @@ def decode_arguments(algorithm: type, written: Any, custom: Mapping[str, Any]) -
         raise ValueError(f'"arguments" must be an object of constructor arguments, got {type(written).__name__}.')
     unknown = sorted(written.keys() - set(argument_names(algorithm)))
     if unknown:
-        raise ValueError(f"{algorithm.__name__} has no arguments {unknown}: the file is damaged, or of a later version.")
+        raise ValueError(
+            f"{algorithm.__name__} has no arguments {unknown}: the file is damaged, or of a later version."
+        )
     parameters = inspect.signature(algorithm.__init__).parameters  # type: ignore[misc]
     arguments = {}
     for name, value in written.items():

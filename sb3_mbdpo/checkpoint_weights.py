@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch as th
 from gymnasium import spaces
@@ -65,7 +65,7 @@ def fingerprint(tensors: Mapping[str, th.Tensor]) -> str:
     for name in sorted(tensors):
         digest.update(name.encode())
         if tensors[name].numel():
-            digest.update(memoryview(tensors[name].numpy()).cast("B"))
+            digest.update(memoryview(cast(Any, tensors[name].numpy())).cast("B"))
     return digest.hexdigest()[:32]
 
 
@@ -212,9 +212,7 @@ def optimizer_tensors(name: str, optimizer: th.optim.Optimizer) -> tuple[dict[st
     return tensors, {"numbers": numbers, "groups": groups}
 
 
-def restore_optimizer(
-    name: str, optimizer: th.optim.Optimizer, tensors: Mapping[str, th.Tensor], plain: Any
-) -> None:
+def restore_optimizer(name: str, optimizer: th.optim.Optimizer, tensors: Mapping[str, th.Tensor], plain: Any) -> None:
     """
     Give an optimizer the state that :func:`optimizer_tensors` took.
 
@@ -241,7 +239,8 @@ def restore_optimizer(
                 raise ValueError(f"{full_name} is no number")
             state.setdefault(int(index), {})[key] = number
         groups = [
-            _restored_group(group, written) for group, written in zip(present["param_groups"], plain["groups"], strict=True)
+            _restored_group(group, written)
+            for group, written in zip(present["param_groups"], plain["groups"], strict=True)
         ]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:

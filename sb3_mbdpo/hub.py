@@ -9,36 +9,20 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import gymnasium as gym
 import torch as th
-from huggingface_hub import HfApi, get_token, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_mbdpo.checkpoints import (
-    CARD,
-    CONFIG,
-    CURVE,
-    FILES,
-    NORMALIZATION,
-    OPTIMIZER,
-    OPTIONAL,
-    VIDEO,
-    WEIGHTS,
-    CheckpointConfig,
-    load_checkpoint,
-    no_config,
-    read_config,
-    write_checkpoint,
-)
+from sb3_mbdpo.checkpoint_config import CARD, CURVE, VIDEO, read_config
+from sb3_mbdpo.checkpoints import load_checkpoint, write_checkpoint
 from sb3_mbdpo.hub_evaluation import EVALUATION_SEED, evaluate_model, evaluation_sources, record_video
+from sb3_mbdpo.hub_transfer import (
+    check_account,
+    download_checkpoint,
+    refuse_missing_folder,
+    require_token,
+    upload_checkpoint,
+)
 from sb3_mbdpo.model_card import keeps_hand_written, make_card
 from sb3_mbdpo.multitask import UNKNOWN_EPISODE_LENGTH, MultiTaskAlgorithm
 from sb3_mbdpo.multitask_env import EnvSource, make_task_env
@@ -49,10 +33,6 @@ if TYPE_CHECKING:
     from sb3_mbdpo.mbdpo import MBDPO
 
 SelfHub = TypeVar("SelfHub", bound="HubAlgorithm")
-# What loading needs; cards and videos stay where they are
-LOADED = (CONFIG, WEIGHTS, OPTIMIZER, NORMALIZATION)
-# What the HTTP library of this version of huggingface_hub raises
-HTTP_ERROR: type[Exception] = next(base for base in HfHubHTTPError.__bases__ if base is not OSError)
 
 
 class HubAlgorithm(MultiTaskAlgorithm):
@@ -132,7 +112,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
         """
         model, folder = cast("MBDPO", self), Path(save_directory)
         if push_to_hub:
-            _require_token(push_kwargs.get("token"))
+            require_token(push_kwargs.get("token"))
         curve = None if learning_curve is None else Path(learning_curve).read_bytes()
         if n_eval_episodes > 0:
             results = evaluate_model(model, n_eval_episodes, eval_envs, eval_seed, progress_bar)
@@ -156,7 +136,9 @@ class HubAlgorithm(MultiTaskAlgorithm):
             others,
         )
         if not keeps_hand_written(folder / CARD):
-            card = make_card(config, repo_id or str(save_directory), results, command, license, tuple(notes), curve is not None)
+            card = make_card(
+                config, repo_id or str(save_directory), results, command, license, tuple(notes), curve is not None
+            )
             card.save(folder / CARD)
         if push_to_hub:
             if repo_id is None:
@@ -197,7 +179,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
         :raises OSError: without a token or a network, or if the Hub refuses, saying what to do
         """
         model = cast("MBDPO", self)
-        _check_account(token)
+        check_account(token)
         known = evaluation_sources(model, save_kwargs.get("eval_envs"))
         if n_eval_episodes is None:
             n_eval_episodes = 10 if known and save_kwargs.get("results") is None else 0
@@ -256,8 +238,11 @@ class HubAlgorithm(MultiTaskAlgorithm):
         name = pretrained_model_name_or_path
         folder, is_repo = Path(name).expanduser(), False
         if not folder.is_dir():
-            _refuse_missing_folder(name)
-            folder, is_repo = download_checkpoint(str(name), revision, token, cache_dir, local_files_only, force_download), True
+            refuse_missing_folder(name)
+            folder, is_repo = (
+                download_checkpoint(str(name), revision, token, cache_dir, local_files_only, force_download),
+                True,
+            )
         model = load_checkpoint(cast("type[MBDPO]", cls), folder, env, device, custom_objects, **kwargs)
         model._hub_source = (str(name), read_config(folder).fingerprint) if is_repo else None
         return cast(SelfHub, model)
@@ -275,8 +260,8 @@ class HubAlgorithm(MultiTaskAlgorithm):
         Load a model to go on with: on the environment it was made for, on one of its tasks, or on a new one.
 
         ``MBDPO.from_hub(repo, env=env, task="walker-run").learn(40_000)`` fine-tunes on a task that the model knows,
-        ``task="new-name", like="walker-walk"`` adds one, see :meth:`add_task`. The model acts by its own policy from the
-        first step on; updates start after an episode.
+        ``task="new-name", like="walker-walk"`` adds one, see :meth:`add_task`. The model acts by its own policy from
+        the first step on; updates start after an episode.
 
         :param repo_id: Repository "user/name", or a folder
         :param env: Environment in its own units, its id, or a function that makes one; for a model of several tasks
@@ -300,7 +285,9 @@ class HubAlgorithm(MultiTaskAlgorithm):
         if tasks is None:
             raise ValueError(f"This is a model of a single task: leave out task={task!r}, and pass env alone.")
         if isinstance(env, VecEnv):
-            raise ValueError("With task=... pass one environment in its own units, its id, or a function that makes it.")
+            raise ValueError(
+                "With task=... pass one environment in its own units, its id, or a function that makes it."
+            )
         if task in tasks and like is not None:
             raise ValueError(f"{task!r} is one of the model's tasks: leave out like, or give a new task another name.")
         if task not in tasks:
@@ -331,191 +318,3 @@ def _video(
         path = Path(folder, VIDEO)
         missing = record_video(model, path, envs, seed=seed)
         return (path.read_bytes(), None) if missing is None else (None, missing)
-
-
-def _refuse_missing_folder(name: str | Path) -> None:
-    text = str(name)
-    if isinstance(name, Path) or text.startswith((".", "~", "/")) or text.count("/") > 1 or Path(text).exists():
-        hint = " (it is a file; a zip of save() is loaded with MBDPO.load)" if Path(text).is_file() else ""
-        raise ValueError(f"There is no folder {text}{hint}: pass a folder of save_pretrained() or a repository 'user/name'.")
-
-
-# --- the Hub ----------------------------------------------------------------------------------------------------------
-
-
-def download_checkpoint(
-    repo_id: str,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
-    files: Sequence[str] = LOADED,
-    local_dir: str | Path | None = None,
-) -> Path:
-    """
-    Download the files of a checkpoint; whatever else the repository holds is left there.
-
-    :param repo_id: Repository "user/name"
-    :param revision: Branch, tag or commit
-    :param token: Token of the Hub
-    :param cache_dir: Where downloads are kept
-    :param local_files_only: Use what was downloaded before
-    :param force_download: Download again
-    :param files: Names of the files
-    :param local_dir: Put the files here instead of into the cache
-    :return: Folder with the files
-    :raises ValueError: if there is no checkpoint
-    :raises OSError: if it cannot be reached, or the download was cut short
-    """
-
-    def fetch(names: Sequence[str]) -> Path:
-        path = snapshot_download(
-            repo_id,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-            allow_patterns=list(names),
-            local_dir=local_dir,
-        )
-        return Path(path)
-
-    try:
-        folder = fetch([CONFIG])
-        if not (folder / CONFIG).is_file():
-            raise ValueError(no_config(f"The repository {repo_id}", _repo_files(repo_id, revision, token)))
-        # Before what may be gigabytes
-        read_config(folder)
-        return fetch(files)
-    except (HTTP_ERROR, OSError, EntryNotFoundError) as error:
-        raise _explained(error, repo_id, revision, local_files_only) from error
-
-
-def _repo_files(repo_id: str, revision: str | None, token: str | bool | None) -> list[str]:
-    try:
-        return list(HfApi(token=token).list_repo_files(repo_id, revision=revision))
-    except (HTTP_ERROR, OSError):
-        return []
-
-
-def upload_checkpoint(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    commit_message: str = "Upload a model of sb3-mbdpo",
-    commit_description: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool | None = None,
-) -> str:
-    """
-    Upload a folder that :meth:`HubAlgorithm.save_pretrained` wrote, in one commit.
-
-    Files of an earlier checkpoint that the new one does not have are removed; others are left alone.
-
-    :param folder: The folder
-    :param repo_id: Repository, made if it does not exist
-    :param commit_message: Message of the commit
-    :param commit_description: Its longer description
-    :param private: Whether a new repository is private
-    :param token: Token of the Hub
-    :param revision: Branch
-    :param create_pr: Open a pull request
-    :return: Address of the commit
-    :raises ValueError: if the folder holds no checkpoint
-    :raises OSError: if the Hub cannot be reached or refuses
-    """
-    path = Path(folder)
-    read_config(path)
-    _require_token(token)
-    api = HfApi(token=token)
-    try:
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=path,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            revision=revision,
-            create_pr=create_pr,
-            allow_patterns=list(FILES),
-            delete_patterns=[name for name in OPTIONAL if not (path / name).is_file()],
-        )
-    except (HTTP_ERROR, OSError) as error:
-        raise _explained(error, repo_id, revision, False) from error
-    return str(commit.pr_url if create_pr and commit.pr_url else commit.commit_url)
-
-
-def _require_token(token: str | bool | None) -> None:
-    if token is False or (not isinstance(token, str) and get_token() is None):
-        raise OSError(
-            "There is no token of the Hugging Face Hub: run `hf auth login`, set HF_TOKEN, or pass token=... (one that "
-            "may write, from https://huggingface.co/settings/tokens)."
-        )
-
-
-def _check_account(token: str | bool | None) -> None:
-    """See that the Hub knows the token, before anything that takes long."""
-    _require_token(token)
-    try:
-        HfApi(token=token).whoami()
-    except (HTTP_ERROR, OSError) as error:
-        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-            raise OSError("The Hub does not know this token: run `hf auth login` again, or pass another.") from error
-        raise _explained(error, None, None, False) from error
-
-
-def _explained(error: Exception, repo_id: str | None, revision: str | None, local_files_only: bool) -> OSError:
-    """One sentence that says what to do, for what the Hub's client raises."""
-    if isinstance(error, GatedRepoError):
-        text = f"The repository {repo_id} is gated: ask for access on its page, and pass a token."
-    elif isinstance(error, RevisionNotFoundError):
-        text = f"The repository {repo_id} has no revision {revision!r}: pass a branch, a tag or a commit of it."
-    elif isinstance(error, RepositoryNotFoundError):
-        text = (
-            f"There is no repository {repo_id} on the Hub, or it is private: check the name, and run `hf auth login` or "
-            "pass token=... if it is private."
-        )
-    elif isinstance(error, LocalEntryNotFoundError) and local_files_only:
-        text = f"{repo_id} was not downloaded before: load it once without local_files_only."
-    elif isinstance(error, LocalEntryNotFoundError):
-        text = f"The Hub cannot be reached and {repo_id} was not downloaded before: check the network, or pass a folder."
-    elif isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        wanted = " with a token that may write" if status in (401, 403) else ""
-        text = f"The Hub refused ({status}) for {repo_id}: try again{wanted}. It says: {str(error).splitlines()[0]}"
-    elif isinstance(error, OSError) and error.errno is not None:
-        return error
-    else:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        text = f"The transfer of {repo_id or 'the account'} was cut short or the Hub cannot be reached: try again. ({reason})"
-    return OSError(text)
-
-
-def pull_checkpoint(
-    repo_id: str,
-    folder: str | Path | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-) -> tuple[Path, CheckpointConfig]:
-    """
-    Download a whole checkpoint, card, results and video included, and see that it loads.
-
-    :param repo_id: Repository
-    :param folder: Where it goes; None: the Hub's cache
-    :param revision: Branch, tag or commit
-    :param token: Token of the Hub
-    :param cache_dir: Where downloads are kept
-    :return: folder, configuration
-    :raises ValueError: if it is no checkpoint or does not load
-    :raises OSError: if it cannot be reached
-    """
-    path = download_checkpoint(repo_id, revision, token, cache_dir, files=FILES, local_dir=folder)
-    return path, read_config(path)
-

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch as th
 
-from sb3_mbdpo.checkpoints import CONFIG, CURVE, RESULTS, read_config
-from sb3_mbdpo.hub import download_checkpoint, pull_checkpoint, upload_checkpoint
+from sb3_mbdpo.checkpoint_config import CONFIG, CURVE, RESULTS, read_config
+from sb3_mbdpo.hub_transfer import download_checkpoint, pull_checkpoint, upload_checkpoint
 from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.onnx_export import export_onnx, export_world_model
 from sb3_mbdpo.release_conversion import convert_released
@@ -58,7 +58,9 @@ def push(argv: Sequence[str] | None = None) -> int:
     :return: Exit code
     """
     parser = _parser("push", "Evaluate a model, record a video, write a card and upload all of it to the Hub.")
-    parser.add_argument("model", help="folder of save_pretrained(), or a zip of save() of your own (a zip can run code)")
+    parser.add_argument(
+        "model", help="folder of save_pretrained(), or a zip of save() of your own (a zip can run code)"
+    )
     parser.add_argument("repo_id", help='repository, "user/name"')
     parser.add_argument("-n", "--n-eval-episodes", type=int, default=10, help="episodes of each task (0: none)")
     parser.add_argument("--seed", type=int, default=10_000, help="seed of each task's first episode")
@@ -81,7 +83,9 @@ def push(argv: Sequence[str] | None = None) -> int:
 
 def _push(arguments: argparse.Namespace) -> None:
     path = Path(arguments.model)
-    transfer = {name: getattr(arguments, name) for name in ("commit_message", "private", "token", "revision", "create_pr")}
+    transfer = {
+        name: getattr(arguments, name) for name in ("commit_message", "private", "token", "revision", "create_pr")
+    }
     if arguments.as_is:
         print(upload_checkpoint(path, arguments.repo_id, **transfer))
         return
@@ -133,9 +137,7 @@ def _pull(arguments: argparse.Namespace) -> None:
     token, cache = arguments.token, arguments.cache_dir
     if arguments.folder is not None and not arguments.no_check:
         # Into the cache first: a folder of the user's is not filled with what does not load
-        MBDPO.from_pretrained(
-            download_checkpoint(arguments.repo_id, arguments.revision, token, cache), device="cpu"
-        )
+        MBDPO.from_pretrained(download_checkpoint(arguments.repo_id, arguments.revision, token, cache), device="cpu")
     folder, _ = pull_checkpoint(arguments.repo_id, arguments.folder, arguments.revision, token, cache)
     if not arguments.no_check and arguments.folder is None:
         MBDPO.from_pretrained(folder, device="cpu")
@@ -190,7 +192,9 @@ def convert(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vmin", type=float, default=-10.0, help="lowest bin of the regression")
     parser.add_argument("--vmax", type=float, default=10.0, help="highest bin of the regression")
     parser.add_argument("--license", help="license of the weights, for the card")
-    parser.add_argument("--onnx", action="store_true", help="export the policy of a checkpoint that acts without search")
+    parser.add_argument(
+        "--onnx", action="store_true", help="export the policy of a checkpoint that acts without search"
+    )
     parser.add_argument("--act-mode", choices=("score", "prior"), help="which policy; by default the checkpoint's own")
     parser.add_argument("--parts", nargs="*", help="export these parts of the world model instead (none given: all)")
     return _run(_convert, parser.parse_args(argv))
@@ -219,7 +223,9 @@ def _convert(arguments: argparse.Namespace) -> None:
         vmin=arguments.vmin,
         vmax=arguments.vmax,
     )
-    converted.save_pretrained(target, license=arguments.license, command=f"converted from {Path(arguments.source).name}")
+    converted.save_pretrained(
+        target, license=arguments.license, command=f"converted from {Path(arguments.source).name}"
+    )
     print(describe_folder(target))
 
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from tqdm.auto import tqdm
 
-from sb3_mbdpo.checkpoints import make_source_env
+from sb3_mbdpo.checkpoint_config import describe_env, make_source_env
 from sb3_mbdpo.multitask_env import EnvSource, MultiTaskEnv, make_env
 from sb3_mbdpo.normalization import Normalization
 from sb3_mbdpo.task_scores import evaluate_tasks
@@ -55,8 +55,6 @@ def evaluation_sources(model: MBDPO, envs: Mapping[str, EnvSource] | EnvSource |
 
 
 def _source_of(model: MBDPO) -> dict[str, Any] | None:
-    from sb3_mbdpo.checkpoints import describe_env
-
     return model._env_source or describe_env(model.env)
 
 
@@ -103,7 +101,9 @@ def evaluate_model(
                 _result(score.name, score.returns, score.lengths, score.normalized, score.success) for score in scores
             ]
         else:
-            tasks = [_evaluate_one(model, name, source, n_episodes, seed, on_episode) for name, source in sources.items()]
+            tasks = [
+                _evaluate_one(model, name, source, n_episodes, seed, on_episode) for name, source in sources.items()
+            ]
     return {
         "n_episodes": n_episodes,
         "seed": seed,
@@ -259,6 +259,6 @@ def _write_video(path: Path, frames: list[np.ndarray], fps: float) -> None:
         import imageio_ffmpeg  # noqa: F401  (what imageio writes an mp4 with)
     except ImportError as error:
         raise ImportError('videos need imageio: run `pip install "sb3-mbdpo[video]"`') from error
-    with imageio.get_writer(path, format="FFMPEG", fps=fps, codec="libx264", pixelformat="yuv420p") as writer:  # type: ignore[arg-type]
+    with imageio.get_writer(path, format="FFMPEG", fps=fps, codec="libx264", pixelformat="yuv420p") as writer:
         for frame in frames:
-            writer.append_data(frame)
+            writer.append_data(frame)  # type: ignore[attr-defined]

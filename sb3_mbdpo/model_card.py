@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from sb3_mbdpo.checkpoints import CURVE, CheckpointConfig
+from sb3_mbdpo.checkpoint_config import CURVE, CheckpointConfig
 
 LIBRARY, LIBRARY_URL = "sb3-mbdpo", "https://pypi.org/project/sb3-mbdpo"
 TAGS = ("reinforcement-learning", "stable-baselines3", "mbdpo", "world-model", "diffusion-policy", "deep-rl")
@@ -64,7 +64,7 @@ def make_card(
         summary=f"This is {what}.",
         library=LIBRARY,
         library_url=LIBRARY_URL,
-        snippet=usage_snippet(config, source),
+        snippet=f"```python\n{usage_snippet(config, source)}\n```",
         source=source,
         tasks=tasks,
         results=dict(results) if results else None,
@@ -181,7 +181,9 @@ def checked_lines(config: CheckpointConfig, results: Mapping[str, Any] | None) -
     :param results: Content of ``results.json``
     :return: What was verified when the checkpoint was written, and what was not
     """
-    lines = ["Checked when written: name, type and shape of every tensor in the file. Loading runs no code from the files."]
+    lines = [
+        "Checked when written: name, type and shape of every tensor in the file. Loading runs no code from the files."
+    ]
     if results:
         lines.append(
             f"Checked: the returns above, by the program that wrote this card, with the versions in `config.json` "

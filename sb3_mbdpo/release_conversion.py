@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from torch import nn
 
 from sb3_mbdpo.checkpoints import set_up
 from sb3_mbdpo.encoders import PixelEncoder, StateEncoder
@@ -46,7 +47,7 @@ def convert_released(
     path: str | Path,
     task_names: Sequence[str] | None = None,
     action_dims: tuple[int, ...] | None = None,
-    episode_length: int | None = None,
+    episode_length: int | Sequence[int] | None = None,
     env_id: str | None = None,
     device: th.device | str = "cpu",
     **reader_arguments: Any,
@@ -61,7 +62,8 @@ def convert_released(
     :param path: The file; read with ``weights_only=True``
     :param task_names: Names of the tasks of a multi-task model; None: those of mt30 or mt80, by their number
     :param action_dims: Actions of each task, for files that do not say
-    :param episode_length: Longest episode in decisions, for the discount; None: 500, and 100 for Meta-World's tasks
+    :param episode_length: Longest episode in decisions, for the discount, or that of each task; None: 500, and 100 for
+        Meta-World's tasks
     :param env_id: Gymnasium id of a single task's environment
     :param device: Where the model goes
     :param reader_arguments: What shapes cannot tell, see ``load_released_checkpoint``
@@ -79,7 +81,7 @@ def convert_released(
         "energy_loss_coef": 1.0 if world_model.energy is not None else 0.0,
         "score_coef": 1.0 if world_model.score is not None else 0.0,
     }
-    length = episode_length or DMCONTROL_LENGTH
+    length = episode_length if isinstance(episode_length, int) else DMCONTROL_LENGTH
     model = MBDPO(
         "MultiInputPolicy" if tasks else policy,
         None,
@@ -107,11 +109,9 @@ def convert_released(
     return model
 
 
-def _architecture(
-    model: WorldModel, dropout: float, simnorm_dim: int
-) -> tuple[str, spaces.Box, dict[str, Any]]:
+def _architecture(model: WorldModel, dropout: float, simnorm_dim: int) -> tuple[str, spaces.Box, dict[str, Any]]:
     """Policy, observation space and sizes by which this package builds the same networks."""
-    hidden = [layer.linear.out_features for layer in list(model.dynamics)[:-1]]  # type: ignore[union-attr]
+    hidden = _widths(model.dynamics)[1:-1]
     arch: dict[str, list[int]] = {"heads": hidden}
     sizes: dict[str, Any] = {}
     encoder = model.encoder
@@ -121,13 +121,12 @@ def _architecture(
         sizes["num_channels"] = first.out_channels
     else:
         assert isinstance(encoder, StateEncoder)
-        layers = list(encoder.net)
-        width = layers[0].linear.in_features  # type: ignore[union-attr]
+        width, *hidden_widths, _ = _widths(encoder.net)
         if model.task_embedding is not None:
             width -= model.task_embedding.embedding_dim
             sizes["task_embedding_dim"] = model.task_embedding.embedding_dim
-        policy, space = "MlpPolicy", spaces.Box(-np.inf, np.inf, (width,), np.float32)  # type: ignore[arg-type]
-        arch["encoder"] = [layer.linear.out_features for layer in layers[:-1]]  # type: ignore[union-attr]
+        policy, space = "MlpPolicy", spaces.Box(-np.inf, np.inf, (width,), np.float32)
+        arch["encoder"] = hidden_widths
     if model.score is not None:
         sizes |= {"time_embed_dim": model.score.time_embed_dim, "score_prediction": model.score.prediction_type}
     if model.energy is None:
@@ -151,7 +150,13 @@ def _architecture(
     )
 
 
-def _task_set(model: WorldModel, names: Sequence[str] | None, episode_length: int | None) -> TaskSet | None:
+def _widths(net: nn.Sequential) -> list[int]:
+    """Inputs of a stack of normed layers, then the outputs of each."""
+    layers = [cast(nn.Linear, getattr(layer, "linear", layer)) for layer in net]
+    return [layers[0].in_features, *(layer.out_features for layer in layers)]
+
+
+def _task_set(model: WorldModel, names: Sequence[str] | None, episode_length: int | Sequence[int] | None) -> TaskSet | None:
     if model.task_embedding is None:
         if names is not None:
             raise ValueError("This is a checkpoint of a single task: leave out task_names.")
@@ -164,12 +169,14 @@ def _task_set(model: WorldModel, names: Sequence[str] | None, episode_length: in
             f"{len(action_dims)} names in order."
         )
     assert isinstance(model.encoder, StateEncoder)
-    padded = model.encoder.net[0].linear.in_features - model.task_embedding.embedding_dim  # type: ignore[union-attr]
+    padded = _widths(model.encoder.net)[0] - model.task_embedding.embedding_dim
+    one_for_all = episode_length is None or isinstance(episode_length, int)
+    given = [episode_length] * len(names) if one_for_all else list(cast(Sequence[int], episode_length))
     tasks = [
-        _task(name, action_dim, int(padded), episode_length)  # type: ignore[arg-type]
-        for name, action_dim in zip(names, action_dims, strict=True)
+        _task(name, action_dim, padded, cast(int | None, length))
+        for name, action_dim, length in zip(names, action_dims, given, strict=True)
     ]
-    return TaskSet(tasks, int(padded), model.action_dim)  # type: ignore[arg-type]
+    return TaskSet(tasks, padded, model.action_dim)
 
 
 def _task(name: str, action_dim: int, padded: int, episode_length: int | None) -> Task:

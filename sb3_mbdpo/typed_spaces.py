@@ -7,7 +7,9 @@ import numpy as np
 from gymnasium import spaces
 
 # Types of entries, and the most entries that a described space may have: a few words must not ask for gigabytes
-DTYPES = {"bool", "float16", "float32", "float64"} | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+DTYPES = {"bool", "float16", "float32", "float64"} | {
+    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
 MOST_ENTRIES = 10**7
 # What fields of a space may be called, by type
 FIELDS = {

@@ -42,7 +42,7 @@ class Repo:
 
 class FakeHub(ThreadingHTTPServer):
     """
-    The server: ``repos`` by id; ``requests`` as (method, path); ``cut``: of the weights of this repository half is sent.
+    The server: ``repos`` by id; ``requests`` as (method, path); ``cut``: repository of whose weights half is sent.
     """
 
     daemon_threads = True
@@ -168,7 +168,9 @@ class _Handler(BaseHTTPRequestHandler):
             if found is None:
                 return self._error(404, "RevisionNotFound")
             siblings = [{"rfilename": name} for name in found[1]]
-            return self._json({"id": repo_id, "sha": found[0], "private": repo.private, "tags": [], "siblings": siblings})
+            return self._json(
+                {"id": repo_id, "sha": found[0], "private": repo.private, "tags": [], "siblings": siblings}
+            )
         if rest[0] == "tree":
             found = repo.files(rest[1])
             if found is None:

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_mbdpo import MBDPO, MlpPolicy, checkpoints, make_multitask_env
+from sb3_mbdpo.checkpoint_format import argument_names
 from tests.checkpoint_fakes import KINDS, QUICK, acts_alike, make_env, observations, same_weights, trained
 from tests.fakes import LEANING, LEANING_ENVS, ToyEnv, leaning_env, toy_envs
 
@@ -113,7 +114,7 @@ def test_every_kind_of_argument_survives(tmp_path: Path) -> None:
     model = MBDPO("MlpPolicy", ToyEnv(), **(QUICK | arguments))
     model.save_pretrained(tmp_path)
     loaded = MBDPO.from_pretrained(tmp_path, device="cpu")
-    for name in checkpoints.argument_names(MBDPO):
+    for name in argument_names(MBDPO):
         if name not in ("learning_rate", "action_noise", "stats_window_size"):
             assert getattr(loaded, name) == getattr(model, name), name
     assert [loaded.lr_schedule(x) for x in (1, 0.7, 0)] == [model.lr_schedule(x) for x in (1, 0.7, 0)]
