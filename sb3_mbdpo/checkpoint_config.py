@@ -153,7 +153,7 @@ def describe(model: MBDPO, weights: Mapping[str, th.Tensor]) -> CheckpointConfig
         action_space=space_to_json(model.action_space),
         fingerprint=mark,
         tasks=model._tasks,
-        env=model._env_source or describe_env(model.env),
+        env=describe_env(model.env) or model._env_source,
         n_envs=model.n_envs,
         state={
             "num_timesteps": model.num_timesteps,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -13,7 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_mbdpo.checkpoint_config import CARD, CURVE, VIDEO, read_config
+from sb3_mbdpo.checkpoint_config import CARD, CURVE, VIDEO, describe_env, read_config
 from sb3_mbdpo.checkpoints import load_checkpoint, write_checkpoint
 from sb3_mbdpo.hub_evaluation import EVALUATION_SEED, evaluate_model, evaluation_sources, record_video
 from sb3_mbdpo.hub_transfer import (
@@ -47,6 +48,24 @@ class HubAlgorithm(MultiTaskAlgorithm):
     _hub_source: tuple[str, str] | None = None
     # Loaded without an environment: the replay buffer has next to no room so far
     _acts_only: bool = False
+
+    def save(
+        self,
+        path: str | Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model as Stable-Baselines3 does, to a zip that can run code when it is loaded; for models that others
+        load there is :meth:`save_pretrained`.
+
+        :param path: File; a previous one is replaced only when the new one is complete
+        :param exclude: Attributes to leave out
+        :param include: Attributes to save although they are left out by default
+        """
+        # So that it can be evaluated where it was loaded without an environment
+        self._env_source = describe_env(self.env) or self._env_source
+        super().save(path, exclude, include)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """

@@ -62,7 +62,12 @@ def push(argv: Sequence[str] | None = None) -> int:
         "model", help="folder of save_pretrained(), or a zip of save() of your own (a zip can run code)"
     )
     parser.add_argument("repo_id", help='repository, "user/name"')
-    parser.add_argument("-n", "--n-eval-episodes", type=int, default=10, help="episodes of each task (0: none)")
+    parser.add_argument(
+        "-n",
+        "--n-eval-episodes",
+        type=int,
+        help="episodes of each task (0: none; by default 10, where an environment is known)",
+    )
     parser.add_argument("--seed", type=int, default=10_000, help="seed of each task's first episode")
     parser.add_argument("--env", help="environment id to evaluate in, where the model does not know it")
     parser.add_argument("--gym-packages", nargs="*", default=[], help="packages to import that register environments")

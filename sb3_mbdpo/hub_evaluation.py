@@ -55,7 +55,7 @@ def evaluation_sources(model: MBDPO, envs: Mapping[str, EnvSource] | EnvSource |
 
 
 def _source_of(model: MBDPO) -> dict[str, Any] | None:
-    return model._env_source or describe_env(model.env)
+    return describe_env(model.env) or model._env_source
 
 
 def _is_known(env_id: str) -> bool:

@@ -156,7 +156,9 @@ def _widths(net: nn.Sequential) -> list[int]:
     return [layers[0].in_features, *(layer.out_features for layer in layers)]
 
 
-def _task_set(model: WorldModel, names: Sequence[str] | None, episode_length: int | Sequence[int] | None) -> TaskSet | None:
+def _task_set(
+    model: WorldModel, names: Sequence[str] | None, episode_length: int | Sequence[int] | None
+) -> TaskSet | None:
     if model.task_embedding is None:
         if names is not None:
             raise ValueError("This is a checkpoint of a single task: leave out task_names.")
