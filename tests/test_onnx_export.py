@@ -20,7 +20,7 @@ def session(path: Path) -> Any:
 
 
 def fed(model: MBDPO, count: int) -> tuple[Any, dict[str, np.ndarray]]:
-    """Observations as the model's predict takes them, and as the exported policy does: as the environment gives them."""
+    """Observations as the model's predict takes them, and as the environment gives them."""
     statistics, model._vec_normalize_env = model._vec_normalize_env, None
     raw = observations(model, count)
     model._vec_normalize_env = statistics

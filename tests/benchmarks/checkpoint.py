@@ -97,9 +97,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         command = [sys.executable, "-m", "tests.benchmarks.checkpoint", "--folder", folder]
         command += ["--model-size", str(arguments.model_size), "--tasks", str(arguments.tasks)]
-        print(
-            f"{'step':<9} {'seconds':>8} {'cpu s':>7} {'before MB':>10} {'peak MB':>8} {'with mapped':>12} {'file MB':>8}"
-        )
+        titles = f"{'step':<9} {'seconds':>8} {'cpu s':>7} {'before MB':>10} {'peak MB':>8}"
+        print(f"{titles} {'with mapped':>12} {'file MB':>8}", flush=True)
         for name in STEPS:
             result = subprocess.run([*command, "--step", name], check=True, capture_output=True, text=True)
             found = json.loads(result.stdout.splitlines()[-1])
