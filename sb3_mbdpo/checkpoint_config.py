@@ -36,7 +36,7 @@ FILES = (CONFIG, WEIGHTS, OPTIMIZER, NORMALIZATION, RESULTS, TRAINING, VIDEO, CA
 # What is removed when a newer checkpoint that does not have it takes a folder's place
 OPTIONAL = (OPTIMIZER, NORMALIZATION, RESULTS, TRAINING, VIDEO, CURVE)
 LARGEST_CONFIG = 16_000_000
-MOST_TASKS, WIDEST_TASK, MOST_ENVS = 10_000, 10**6, 10_000
+MOST_TASKS, WIDEST_TASK, MOST_ENVS, MOST_REPEATS = 10_000, 10**6, 10_000, 1000
 PACKAGES = ("sb3-mbdpo", "stable-baselines3", "torch", "gymnasium", "numpy", "safetensors")
 
 
@@ -105,7 +105,18 @@ class CheckpointConfig:
         wrong = [name for name, kinds in KINDS.items() if name in content and not isinstance(content[name], kinds)]
         if wrong or not 1 <= content.get("n_envs", 1) <= MOST_ENVS:
             raise ValueError(f"{CONFIG} holds something of the wrong kind in {wrong or ['n_envs']}.")
+        content["env"] = _checked_env(content.get("env"))
         return cls(**content)
+
+
+def _checked_env(env: Any) -> dict[str, Any] | None:
+    """Id and action repeat; Gymnasium imports the module of "module:id", and a file must not choose what is imported."""
+    if env is None:
+        return None
+    repeat = env.get("action_repeat", 1)
+    if not isinstance(env.get("id"), str) or not isinstance(repeat, int) or not 1 <= repeat <= MOST_REPEATS:
+        raise ValueError(f'"env" in {CONFIG} needs an id and how often actions are repeated, got {env!r}.')
+    return {"id": env["id"].rpartition(":")[2], "action_repeat": repeat}
 
 
 REQUIRED = {"policy", "arguments", "observation_space", "action_space", "fingerprint"}
@@ -286,10 +297,7 @@ def make_source_env(source: Mapping[str, Any] | None, **kwargs: Any) -> gym.Env 
     :param kwargs: Arguments of ``gymnasium.make``
     :return: The environment; None if it is not known, or not installed here
     """
-    if not isinstance(source, Mapping) or not isinstance(source.get("id"), str) or ":" in source["id"]:
-        return None
-    if source["id"] not in gym.registry:
+    if source is None or source["id"] not in gym.registry:
         return None
     env = gym.make(source["id"], **kwargs)
-    repeat = source.get("action_repeat", 1)
-    return ActionRepeat(env, repeat) if isinstance(repeat, int) and repeat > 1 else env
+    return ActionRepeat(env, source["action_repeat"]) if source["action_repeat"] > 1 else env

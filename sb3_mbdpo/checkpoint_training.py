@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch as th
 
-from sb3_mbdpo.checkpoint_config import CONFIG, OPTIMIZER, CheckpointConfig
+from sb3_mbdpo.checkpoint_config import OPTIMIZER, CheckpointConfig
 from sb3_mbdpo.checkpoint_weights import (
+    check_mark,
     optimizer_tensors,
     plain_metadata,
     read_header,
@@ -52,7 +53,7 @@ def read_training_state(
     if not (path / OPTIMIZER).is_file():
         return None
     infos, metadata = read_header(path / OPTIMIZER)
-    check_mark(OPTIMIZER, metadata, config)
+    check_mark(OPTIMIZER, metadata, config.fingerprint)
     plain = plain_metadata(path / OPTIMIZER, metadata, "state")
     # Adam keeps two numbers for each weight, no optimizer more than four
     numbers = sum(int(np.prod(info.shape, dtype=np.float64)) for info in weights.values())
@@ -100,17 +101,3 @@ def restore_training(model: MBDPO, tensors: dict[str, th.Tensor], plain: dict[st
         infos = [{"r": r, "l": length, "t": t} for r, length, t in plain["episodes"]]
         model.ep_info_buffer = deque(infos, maxlen=model._stats_window_size)
         model.ep_success_buffer = deque(maxlen=model._stats_window_size)
-
-
-def check_mark(name: str, metadata: Mapping[str, str], config: CheckpointConfig) -> None:
-    """
-    :param name: Name of a file
-    :param metadata: Strings of its header
-    :param config: Configuration beside it
-    :raises ValueError: if they belong to different checkpoints
-    """
-    if metadata.get("fingerprint") != config.fingerprint:
-        raise ValueError(
-            f"{name} and {CONFIG} do not belong together: files of two checkpoints are mixed, or saving was cut short. "
-            "Save or download the checkpoint again."
-        )

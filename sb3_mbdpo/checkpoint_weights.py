@@ -105,6 +105,20 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         raise ValueError(f"{path.name} is damaged or cut short, or no safetensors file ({error}).") from error
 
 
+def check_mark(name: str, metadata: Mapping[str, str], mark: str) -> None:
+    """
+    :param name: Name of a file
+    :param metadata: Strings of its header
+    :param mark: Fingerprint of the checkpoint that it should belong to
+    :raises ValueError: if it belongs to another
+    """
+    if metadata.get("fingerprint") != mark:
+        raise ValueError(
+            f"{name} and config.json do not belong together: files of two checkpoints are mixed, or saving was cut "
+            "short. Save or download the checkpoint again."
+        )
+
+
 def implied_shapes(
     policy_class: type[MBDPOPolicy],
     observation_space: spaces.Space,

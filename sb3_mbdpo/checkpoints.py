@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -38,9 +39,10 @@ from sb3_mbdpo.checkpoint_config import (
     read_config,
 )
 from sb3_mbdpo.checkpoint_format import argument_names, decode_arguments
-from sb3_mbdpo.checkpoint_training import check_mark, read_training_state, restore_training, training_state
+from sb3_mbdpo.checkpoint_training import read_training_state, restore_training, training_state
 from sb3_mbdpo.checkpoint_weights import (
     NoInitialization,
+    check_mark,
     compare,
     implied_shapes,
     in_memory,
@@ -167,32 +169,31 @@ def load_checkpoint(
     :return: The model
     :raises ValueError: if the folder holds something else, or an argument does not go with its weights
     """
-    path = Path(folder)
+    path, custom = Path(folder), custom_objects or {}
     config = read_config(path)
-    arguments = decode_arguments(algorithm_class(), config.arguments, custom_objects or {})
-    spaces_ = {name: space_from_json(getattr(config, name)) for name in ("observation_space", "action_space")}
-    if not isinstance(spaces_["action_space"], spaces.Box):
-        raise ValueError(f"Actions must be a Box, the file has {spaces_['action_space']}.")
-    policy = _policy_class(algorithm, config.policy, custom_objects or {})
-    tasks = decode_tasks(config.tasks)
-    arguments = apply_overrides(arguments, overrides, th.device(device) if device != "auto" else None)
-    _check_search(arguments, spaces_["action_space"])
+    with _readable():
+        arguments = decode_arguments(algorithm_class(), config.arguments, custom)
+        arguments = apply_overrides(arguments, overrides, th.device(device) if device != "auto" else None)
+        stored = {name: space_from_json(getattr(config, name)) for name in ("observation_space", "action_space")}
+        policy, tasks = _policy_class(algorithm, config.policy, custom), decode_tasks(config.tasks)
+        state = checked_state(config.state)
+        _check_search(arguments, stored["action_space"])
     if not (path / WEIGHTS).is_file():
         raise ValueError(f"{path} holds a {CONFIG} but no {WEIGHTS}: download or save it again.")
     found, metadata = read_header(path / WEIGHTS)
-    check_mark(WEIGHTS, metadata, config)
-    state = checked_state(config.state)
-    normalization = Normalization.read(path / NORMALIZATION, spaces_["observation_space"])
-    vector = None if env is None else prepare_env(algorithm, env, spaces_, tasks, normalization, arguments["verbose"])
-
-    model = algorithm(policy, vector, tasks=tasks, device=device, _init_setup_model=False, **arguments)
-    model.observation_space, model.action_space = spaces_["observation_space"], cast(Any, spaces_["action_space"])
-    model.n_envs = config.n_envs if vector is None else vector.num_envs
-    model._trainable, model._acts_from_start = state["trainable"], state["acts_from_start"]
-    if not custom_objects:
-        compare(WEIGHTS, found, _implied(model))
-    training = read_training_state(path, config, found, model)
-    set_up(model, to_act=vector is None)
+    check_mark(WEIGHTS, metadata, config.fingerprint)
+    normalization = Normalization.read(path / NORMALIZATION, stored["observation_space"], config.fingerprint)
+    verbose = arguments.get("verbose", 0)
+    vector = None if env is None else prepare_env(algorithm, env, stored, tasks, normalization, verbose)
+    with _readable():
+        model = algorithm(policy, vector, tasks=tasks, device=device, _init_setup_model=False, **arguments)
+        model.observation_space, model.action_space = stored["observation_space"], cast(Any, stored["action_space"])
+        model.n_envs = config.n_envs if vector is None else vector.num_envs
+        model._trainable, model._acts_from_start = state["trainable"], state["acts_from_start"]
+        if not custom:
+            compare(WEIGHTS, found, _implied(model))
+        training = read_training_state(path, config, found, model)
+        set_up(model, to_act=vector is None)
     compare(WEIGHTS, found, infos_of(model.policy.state_dict()))
     read_into(path / WEIGHTS, model.policy)
     model.policy.episodic = bool(model.policy.terminates.item())
@@ -203,6 +204,16 @@ def load_checkpoint(
     model._normalization, model._env_source = normalization, config.env
     model._base_model, model._datasets = config.base_model, [str(name) for name in config.datasets]
     return model
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What stumbles over values that no check has foreseen is said to be the file's fault, in one sentence."""
+    try:
+        yield
+    except (TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"No model can be built from what {CONFIG} says ({reason}).") from error
 
 
 def _policy_class(algorithm: type[MBDPO], written: Any, custom: Mapping[str, Any]) -> Any:
@@ -262,7 +273,9 @@ def apply_overrides(
     return changed | dict(overrides)
 
 
-def _check_search(arguments: Mapping[str, Any], action_space: spaces.Box) -> None:
+def _check_search(arguments: Mapping[str, Any], action_space: spaces.Space) -> None:
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(f"Actions must be a Box, the file has {action_space}.")
     sizes = [arguments.get(name) or 1 for name in ("denoising_steps", "n_samples", "horizon")]
     numbers = float(np.prod([float(size) for size in sizes])) * float(np.prod(action_space.shape or (1,)))
     if numbers > LARGEST_SEARCH:

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_mbdpo.checkpoint_weights import plain_metadata, read_header, read_tensors, write_tensors
+from sb3_mbdpo.checkpoint_weights import check_mark, plain_metadata, read_header, read_tensors, write_tensors
 
 NUMBERS = {"clip_obs": float, "clip_reward": float, "gamma": float, "epsilon": float}
 FLAGS = ("norm_obs", "norm_reward", "training")
@@ -58,16 +58,19 @@ class Normalization:
         write_tensors(path, tensors, metadata | {"settings": json.dumps(self.settings)})
 
     @classmethod
-    def read(cls, path: Path, observation_space: spaces.Space) -> Normalization | None:
+    def read(cls, path: Path, observation_space: spaces.Space, mark: str | None = None) -> Normalization | None:
         """
         :param path: File
         :param observation_space: Observation space of the model
+        :param mark: Fingerprint of the checkpoint that it should belong to; None: not looked at
         :return: What it holds, None if there is no such file
         :raises ValueError: if it holds something else, or statistics of other observations
         """
         if not path.is_file():
             return None
         infos, metadata = read_header(path)
+        if mark is not None:
+            check_mark(path.name, metadata, mark)
         settings = plain_metadata(path, metadata, "settings")
         _check_settings(path, settings)
         shapes = _shapes(settings, observation_space)

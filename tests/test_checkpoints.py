@@ -375,3 +375,34 @@ def test_files_of_two_checkpoints_do_not_mix(tmp_path: Path) -> None:
             MBDPO.from_pretrained(tmp_path / "a", device="cpu")
         (tmp_path / "a" / name).write_bytes(whole)
     MBDPO.from_pretrained(tmp_path / "a", device="cpu")
+
+
+WEIRD = (None, -1, 10**18, 1e300, "os.system", [], {}, True, {"$custom": "os.system"}, [[1]])
+
+
+def every_place(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in inner:
+        yield from every_place(value, (*path, key))
+
+
+@pytest.mark.parametrize("kind", ["vector", "tasks"])
+def test_whatever_stands_in_a_config_a_model_is_built_or_one_sentence_said(kind: str, tmp_path: Path) -> None:
+    trained(kind, steps=1).save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    refused = 0
+    for number, place in enumerate(every_place(json.loads(text))):
+        changed = json.loads(text)
+        parent = changed
+        for key in place[:-1]:
+            parent = parent[key]
+        parent[place[-1]] = WEIRD[number % len(WEIRD)]
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        try:
+            MBDPO.from_pretrained(tmp_path, device="cpu")
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error), (place, error)
+    assert refused > 60

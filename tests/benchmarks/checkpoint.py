@@ -40,7 +40,7 @@ class Peak(threading.Thread):
 
 
 def make(model_size: float, n_tasks: int) -> Any:
-    """A model with Meta-World's widths, random weights."""
+    """A model with Meta-World's widths; what its weights are makes no difference here."""
     import numpy as np
     from gymnasium import spaces
 
@@ -60,10 +60,14 @@ def step(name: str, folder: Path, model_size: float, n_tasks: int) -> None:
     """One measurement, printed as JSON."""
     from sb3_mbdpo import MBDPO
     from sb3_mbdpo.checkpoint_config import WEIGHTS
+    from sb3_mbdpo.checkpoint_weights import NoInitialization
 
     # What PyTorch loads for any optimizer
     __import__("torch._dynamo")
-    model = make(model_size, n_tasks) if name == "save" else None
+    model = None
+    if name == "save":
+        with NoInitialization():
+            model = make(model_size, n_tasks)
     before, peak = resident(), Peak()
     peak.start()
     started, processor = time.perf_counter(), time.process_time()
@@ -89,6 +93,7 @@ def main() -> None:
     parser.add_argument("--model-size", type=float, default=317, help="key of the size table")
     parser.add_argument("--tasks", type=int, default=80, help="tasks of the model; 0: a single one")
     parser.add_argument("--folder", help="where files go; by default a temporary folder")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, help="what is measured")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
@@ -99,7 +104,7 @@ def main() -> None:
         command += ["--model-size", str(arguments.model_size), "--tasks", str(arguments.tasks)]
         titles = f"{'step':<9} {'seconds':>8} {'cpu s':>7} {'before MB':>10} {'peak MB':>8}"
         print(f"{titles} {'with mapped':>12} {'file MB':>8}", flush=True)
-        for name in STEPS:
+        for name in arguments.steps:
             result = subprocess.run([*command, "--step", name], check=True, capture_output=True, text=True)
             found = json.loads(result.stdout.splitlines()[-1])
             print(
