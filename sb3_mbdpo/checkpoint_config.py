@@ -110,7 +110,7 @@ class CheckpointConfig:
 
 
 def _checked_env(env: Any) -> dict[str, Any] | None:
-    """Id and action repeat; Gymnasium imports the module of "module:id", and a file must not choose what is imported."""
+    """Id without a module, which Gymnasium would import and no file must choose, and action repeat."""
     if env is None:
         return None
     repeat = env.get("action_repeat", 1)
