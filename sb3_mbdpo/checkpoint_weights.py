@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from sb3_mbdpo.policies import MBDPOPolicy
 
 SHOWN = 6
+MOST_MAPPED_BYTES = 200_000_000
 # In-place functions by which weights get their first values
 FIRST_VALUES = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_", "copy_"}
 DRAWN_VALUES = {"uniform_", "normal_"}
@@ -186,14 +187,24 @@ def read_into(path: Path, module: nn.Module) -> None:
     """
     Fill a module's tensors from a file, one at a time.
 
+    The file is opened anew every few hundred megabytes: its pages stay in memory as long as it is open.
+
     :param path: A safetensors file whose header has been compared
     :param module: Module, on any device
-    :raises ValueError: if the file is damaged
+    :raises ValueError: if the file is damaged, or replaced meanwhile
     """
+    tensors, mark = dict(module.state_dict()), read_header(path)[1]
     try:
-        with safe_open(path, "pt") as file:
-            for name, tensor in module.state_dict().items():
-                tensor.copy_(file.get_tensor(name))
+        while tensors:
+            with safe_open(path, "pt") as file:
+                if dict(file.metadata() or {}) != mark:
+                    raise ValueError(f"{path.name} was replaced while it was read: load it again.")
+                size = 0
+                while tensors and size < MOST_MAPPED_BYTES:
+                    name = next(iter(tensors))
+                    tensor = tensors.pop(name)
+                    tensor.copy_(file.get_tensor(name))
+                    size += tensor.numel() * tensor.element_size()
     except SafetensorError as error:
         raise ValueError(f"{path.name} is damaged or cut short ({error}).") from error
 

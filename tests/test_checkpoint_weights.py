@@ -65,7 +65,9 @@ def test_without_initialization_no_number_is_drawn() -> None:
     assert layer.weight.requires_grad and nn.Linear(2, 2).weight.abs().sum() > 0
 
 
-def test_tensors_come_back_into_a_module(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [10**9, 1])
+def test_tensors_come_back_into_a_module(at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_mbdpo.checkpoint_weights.MOST_MAPPED_BYTES", at_once)
     first, second = make_policy(seed=1), make_policy(seed=2)
     write_tensors(tmp_path / "x.safetensors", first.state_dict(), {"fingerprint": "abc"})
     infos, metadata = read_header(tmp_path / "x.safetensors")
