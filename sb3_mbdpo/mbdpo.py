@@ -20,6 +20,7 @@ from sb3_mbdpo.adaptation import set_trainable
 from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
 from sb3_mbdpo.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_mbdpo.hardware import resolve_dtype
+from sb3_mbdpo.hub import HubAlgorithm
 from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
 from sb3_mbdpo.losses import LossCoefficients
 from sb3_mbdpo.metrics import RunningMeans
@@ -32,7 +33,7 @@ from sb3_mbdpo.updates import Learner
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
 
 
-class MBDPO(OfflineAlgorithm):
+class MBDPO(OfflineAlgorithm, HubAlgorithm):
     """
     Model-Based Diffusion Policy Optimization.
 
