@@ -28,10 +28,10 @@ TEST_STAMP := $(VENV)/.installed-test
 SOURCES := sb3_mbdpo tests $(wildcard hub)
 
 .DEFAULT_GOAL := help
-.PHONY: help train install test lint format types pytest benchmark clean
+.PHONY: help train install test lint format types pytest benchmark clean test-dmcontrol test-metaworld test-myosuite
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: $(TRAIN_STAMP) ## install, train (ENV=..., by default Pendulum-v1), report: returns, learning curve, GIF
 	$(BIN)/python -m sb3_mbdpo.zoo train --algo mbdpo --env $(ENV) --seed $(SEED) --num-threads $(THREADS) \
@@ -61,8 +61,30 @@ pytest: $(TEST_STAMP) ## the tests alone; e.g. make pytest PYTEST_ARGS="-n auto 
 benchmark: $(TEST_STAMP) ## learning curves of MBDPO and SAC on ENV (one seed, about ten minutes)
 	$(BIN)/python -m tests.benchmarks.learning --task $(ENV) --algos mbdpo sac --seeds $(SEED) --threads $(THREADS)
 
+test-dmcontrol: $(TEST_STAMP) ## whole episodes of all 39 DMControl tasks, with Gymnasium's checker
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m sb3_mbdpo tasks dmcontrol --check
+
+test-metaworld: .venv-metaworld/.installed ## Meta-World's 50 tasks, in an environment of their own
+	$(call SUITE_TESTS,metaworld)
+
+test-myosuite: .venv-myosuite/.installed ## MyoSuite's 10 tasks, in an environment of their own
+	$(call SUITE_TESTS,myosuite)
+
+SUITE_TESTS = OMP_NUM_THREADS=$(THREADS) .venv-$(1)/bin/python -m pytest tests/test_suites_$(1).py $(PYTEST_ARGS) && \
+	OMP_NUM_THREADS=$(THREADS) .venv-$(1)/bin/python -m sb3_mbdpo tasks $(1) --check
+
+# What fits beside each suite's own demands; the rest of constraints.txt would contradict them.
+SUITE_PINS_metaworld := mujoco==3.3.0 dm_control==1.0.28
+SUITE_PINS_myosuite :=
+.venv-%/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv --clear .venv-$*
+	@grep -E '^(torch|stable-baselines3|sb3-contrib|safetensors|huggingface-hub|pytest)==' constraints.txt > .venv-$*/constraints.txt
+	@echo "Installing into .venv-$*: a few minutes the first time"
+	.venv-$*/bin/python -m pip install $(PIP_FLAGS) -c .venv-$*/constraints.txt -e ".[$*]" $(SUITE_PINS_$*) pytest
+	@touch $@
+
 clean: ## remove the virtual environment, caches and builds (keeps the logs)
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .venv-metaworld .venv-myosuite build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: installed again only when pyproject.toml or constraints.txt change.

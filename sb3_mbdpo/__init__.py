@@ -1,6 +1,5 @@
 """MBDPO for Stable-Baselines3: world-model reinforcement learning with diffusion search."""
 
-import sb3_mbdpo.suites
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_mbdpo.chunks import convert_chunks
 from sb3_mbdpo.mbdpo import MBDPO
@@ -10,6 +9,7 @@ from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPoli
 from sb3_mbdpo.released_checkpoints import load_released_checkpoint
 from sb3_mbdpo.shard_writer import ShardWriter
 from sb3_mbdpo.shards import ShardedDataset
+from sb3_mbdpo.suites import task_set, task_set_names
 from sb3_mbdpo.task_replay import MultiTaskReplayBuffer
 from sb3_mbdpo.tasks import Task, TaskSet
 from sb3_mbdpo.world_model import WorldModel
@@ -37,4 +37,6 @@ __all__ = [
     "describe_tasks",
     "load_released_checkpoint",
     "make_multitask_env",
+    "task_set",
+    "task_set_names",
 ]

@@ -59,6 +59,7 @@ RANGES = (
             "score_coef",
             "entropy_coef",
             "saturation_coef",
+            "behaviour_coef",
             "encoder_lr_scale",
         )
     ),

@@ -36,6 +36,7 @@ class LossCoefficients:
     :param entropy: Entropy bonus of the prior
     :param rho: Temporal weight rho of the loss, rho^t
     :param saturation: Barrier that keeps the prior's actions off their bounds
+    :param behaviour: Squared distance of the prior's actions from the replayed ones
     """
 
     consistency: float = 20.0
@@ -46,6 +47,7 @@ class LossCoefficients:
     entropy: float = 1e-4
     rho: float = 0.5
     saturation: float = 0.0
+    behaviour: float = 0.0
 
 
 class LatentBatch(NamedTuple):
@@ -307,6 +309,9 @@ def prior_loss(
         # What the scaled entropy leaves out of the squashed Gaussian's: without it nothing brings a saturated tanh back
         barrier = (1 - sample.action.pow(2) + 1e-6).log().sum(-1, keepdim=True)
         objective = objective + coefficients.saturation * barrier
+    if coefficients.behaviour > 0:
+        distance = _distance_from_behaviour(sample.action, batch, prior_horizon > 0)
+        objective = objective - coefficients.behaviour * distance
     loss = -(objective * weight).mean()
     return loss, {
         "prior": loss.detach(),
@@ -314,6 +319,20 @@ def prior_loss(
         "value_mean": value.detach()[0].mean(),
         "prior_scale": model.prior_scale[0].clone(),
     }
+
+
+def _distance_from_behaviour(actions: th.Tensor, batch: LatentBatch, imagined: bool) -> th.Tensor:
+    """
+    Squared distance of the prior's actions from those of the data, as in TD3+BC (Fujimoto and Gu, 2021).
+
+    :param actions: The prior's actions along the rollout [H + 1, B, A]
+    :param batch: Encoded batch
+    :param imagined: Whether the rollout is imagined: only its first latents then have an action in the data
+    :return: [H + 1, B, 1], zero beyond the last action; [1, B, 1] if imagined
+    """
+    known = 1 if imagined else len(batch.actions)
+    distance = (actions[:known] - batch.actions[:known]).pow(2).sum(-1, keepdim=True) * batch.masks[:known]
+    return distance if imagined else F.pad(distance, (0, 0, 0, 0, 0, 1))
 
 
 def imagined_return(

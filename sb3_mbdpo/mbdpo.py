@@ -20,6 +20,7 @@ from sb3_mbdpo.adaptation import set_trainable
 from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
 from sb3_mbdpo.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_mbdpo.hardware import resolve_dtype
+from sb3_mbdpo.hub import HubAlgorithm
 from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
 from sb3_mbdpo.losses import LossCoefficients
 from sb3_mbdpo.metrics import RunningMeans
@@ -32,7 +33,7 @@ from sb3_mbdpo.updates import Learner
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
 
 
-class MBDPO(OfflineAlgorithm):
+class MBDPO(OfflineAlgorithm, HubAlgorithm):
     """
     Model-Based Diffusion Policy Optimization.
 
@@ -102,6 +103,9 @@ class MBDPO(OfflineAlgorithm):
     :param saturation_coef: Weight of log(1 - a^2) in the prior's objective (0 in the paper): a barrier that keeps the
         prior off the action bounds, where a tanh has no gradient left and critics would bootstrap from a stuck policy.
         Preset
+    :param behaviour_coef: Weight of the squared distance between the prior's actions and the replayed ones in the
+        prior's objective (0 in the paper), whose values count in units of their range. Learning from data alone, 1 or
+        more keeps the prior, and with ``bootstrap="prior"`` the values, where there is data
     :param rho: Temporal weight of the losses, rho^t (0.5): lower trusts the first model steps more
     :param encoder_lr_scale: Learning rate of the encoder relative to ``learning_rate`` (0.3)
     :param max_grad_norm: Gradient-norm clip, for world model, prior and score network each (20)
@@ -186,6 +190,7 @@ class MBDPO(OfflineAlgorithm):
         score_coef: float = 1.0,
         entropy_coef: float = 1e-4,
         saturation_coef: float | None = None,
+        behaviour_coef: float = 0.0,
         rho: float = 0.5,
         encoder_lr_scale: float = 0.3,
         max_grad_norm: float = 20.0,
@@ -247,6 +252,7 @@ class MBDPO(OfflineAlgorithm):
         self.termination_coef, self.energy_loss_coef = termination_coef, energy_loss_coef
         self.score_coef, self.entropy_coef, self.rho = score_coef, entropy_coef, rho
         self.saturation_coef, self.policy_delay = saturation_coef, policy_delay
+        self.behaviour_coef = behaviour_coef
         self.energy_interval = energy_interval
         self.encoder_lr_scale, self.max_grad_norm = encoder_lr_scale, max_grad_norm
         self.score_batch_size, self.score_samples = score_batch_size, score_samples
@@ -302,6 +308,7 @@ class MBDPO(OfflineAlgorithm):
             entropy=self.entropy_coef,
             rho=self.rho,
             saturation=cast(float, self.saturation_coef),
+            behaviour=self.behaviour_coef,
         )
         names = ["tau", "bootstrap", "target_horizon", "prior_horizon", "policy_delay", "energy_interval", "score_coef"]
         names += ["score_batch_size", "score_samples", "score_interval", "max_grad_norm"]

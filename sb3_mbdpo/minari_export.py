@@ -16,11 +16,12 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common import utils
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 from tqdm import tqdm
 
 from sb3_mbdpo.buffers import SequenceReplayBuffer
 from sb3_mbdpo.minari_sources import check_same_spaces, import_minari, minari_root
+from sb3_mbdpo.minari_tasks import TaskUnits, task_units
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -53,6 +54,7 @@ def export_minari(
     ref_min_score: float | None = None,
     ref_max_score: float | None = None,
     n_ref_episodes: int = 0,
+    task: str | None = None,
     **metadata: Any,
 ) -> "MinariDataset":
     """
@@ -71,6 +73,9 @@ def export_minari(
     :param ref_min_score: Return that counts as 0; None with ``n_ref_episodes``: a random policy's, measured
     :param ref_max_score: Return that counts as 1; None with ``n_ref_episodes``: the agent's own, measured
     :param n_ref_episodes: Episodes for each reference score that is not given; 0 measures none
+    :param task: Of a multi-task model, the task to export, in the units of its own environment; ``env`` is then that
+        environment, its id or a function that makes it, by default what the task names. Reference scores that are not
+        given are the task's
     :param metadata: Further arguments of ``minari.create_dataset_from_buffers``: author, author_email, code_permalink,
         description, data_format, eval_env, requirements
     :return: The data set
@@ -80,10 +85,13 @@ def export_minari(
     if source not in SOURCES:
         raise ValueError(f'source must be "replay_buffer" or "agent", got {source!r}.')
     path = _free_path(dataset_id)
+    units = task_units(model.tasks, task, env)
+    if units is not None and ref_min_score is None and ref_max_score is None:
+        ref_min_score, ref_max_score = units.task.ref_min_score, units.task.ref_max_score
     buffer = model.replay_buffer
     if source == "replay_buffer" and (buffer is None or buffer.size() == 0):
         raise ValueError('The replay buffer is empty: learn() first, load_replay_buffer(), or pass source="agent".')
-    playing = _environment(model, env)
+    playing = _environment(model, env) if units is None else _task_environment(units)
     if playing is None and (source == "agent" or n_ref_episodes > 0):
         raise ValueError("The model has no environment to play in: pass env=..., or give it one with set_env().")
     if playing is model.env and (source == "agent" or n_ref_episodes > 0):
@@ -99,20 +107,24 @@ def export_minari(
     else:
         assert buffer is not None
         episodes = buffer_episodes(buffer, model.policy.to_env)
+    if units is not None:
+        episodes = _of_task(episodes, units, dataset_id)
+    pair = (model.observation_space, cast(spaces.Box, model.action_space))
+    pair = pair if units is None else (units.observation_space, units.action_space)
     values = {
-        "env": None if playing is None else _spec(playing, model),
+        "env": None if playing is None else _spec(playing, pair, model, units),
         "algorithm_name": type(model).__name__,
         "description": f"{'Replay buffer' if source == 'replay_buffer' else 'Episodes'} of {type(model).__name__} "
         f"after {model._n_updates} updates.",
-        "observation_space": model.observation_space,
-        "action_space": model.action_space,
+        "observation_space": pair[0],
+        "action_space": pair[1],
         "jpeg_encoding": False,
     } | metadata
     try:
         with warnings.catch_warnings():
             # Minari asks for every field that is left out; that is for the caller to decide
             warnings.filterwarnings("ignore", r"`\w+` is set to None|env_spec is None", UserWarning)
-            created = minari.create_dataset_from_buffers(dataset_id, (_recorded(e, model) for e in episodes), **values)
+            created = minari.create_dataset_from_buffers(dataset_id, (_recorded(e, pair) for e in episodes), **values)
         created.storage.update_metadata(_own_metadata(model, source, ref_min_score, ref_max_score))
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
@@ -242,11 +254,26 @@ def _joined(steps: list[Any], last: Any, terminated: bool) -> Episode:
     return Episode(observations, np.stack([s[1] for s in steps]), np.array([s[2] for s in steps]), terminated)
 
 
-def _recorded(episode: Episode, model: "MBDPO") -> Any:
-    """An ``EpisodeBuffer`` in the shapes and types of the model's spaces."""
+def _of_task(episodes: Iterator[Episode], units: TaskUnits, dataset_id: str) -> Iterator[Episode]:
+    """The episodes of one task, in its own units."""
+    found = False
+    for episode in episodes:
+        if units.is_of_task(episode.observations):
+            found = True
+            observations, actions = units.own(episode.observations, episode.actions)
+            yield episode._replace(observations=observations, actions=actions)
+    if not found:
+        raise ValueError(
+            f"The replay buffer holds nothing of task {units.task.name!r}: {dataset_id} would be empty. Pass "
+            'source="agent" to play it.'
+        )
+
+
+def _recorded(episode: Episode, pair: tuple[spaces.Space, spaces.Box]) -> Any:
+    """An ``EpisodeBuffer`` in the shapes and types of these spaces."""
     from minari.data_collector import EpisodeBuffer
 
-    length, space = len(episode.rewards), model.observation_space
+    length, (space, action_space) = len(episode.rewards), pair
 
     def fitted(values: np.ndarray, part: spaces.Space) -> np.ndarray:
         return np.asarray(values, part.dtype).reshape(-1, *(part.shape or ()))
@@ -259,7 +286,7 @@ def _recorded(episode: Episode, model: "MBDPO") -> Any:
     ends[0 if episode.terminated else 1, -1] = True
     return EpisodeBuffer(
         observations=observations,
-        actions=cast(Any, fitted(episode.actions, model.action_space)),
+        actions=cast(Any, fitted(episode.actions, action_space)),
         rewards=cast(Any, np.asarray(episode.rewards, np.float64)),
         terminations=cast(Any, ends[0]),
         truncations=cast(Any, ends[1]),
@@ -308,19 +335,25 @@ def _environment(model: "MBDPO", env: GymEnv | str | None) -> VecEnv | None:
     return wrapped
 
 
-def _spec(env: VecEnv, model: "MBDPO") -> EnvSpec | None:
-    """The environment's spec, if it alone makes an environment of the model's spaces and can be written down."""
-    spec = env.get_attr("spec", 0)[0] if env.has_attr("spec") else None
+def _task_environment(units: TaskUnits) -> VecEnv | None:
+    env = units.env
+    return None if env is None else DummyVecEnv([lambda: env])
+
+
+def _spec(
+    env: VecEnv, pair: tuple[spaces.Space, spaces.Box], model: "MBDPO", units: TaskUnits | None
+) -> EnvSpec | None:
+    """The environment's spec, if it alone makes an environment of these spaces and can be written down."""
+    spec = units.spec if units is not None else env.get_attr("spec", 0)[0] if env.has_attr("spec") else None
     if spec is None:
         return None
     wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.entry_point != MONITOR)
     spec = dataclasses.replace(spec, additional_wrappers=wrappers)
     try:
         spec.to_json()
-        made = model._wrap_env(gym.make(spec))
-        pair = made.observation_space, cast(spaces.Box, made.action_space)
+        made = gym.make(spec) if units is not None else model._wrap_env(gym.make(spec))
         made.close()
-        check_same_spaces(pair, model.observation_space, cast(spaces.Box, model.action_space))
+        check_same_spaces((made.observation_space, cast(spaces.Box, made.action_space)), *pair)
     except (gym.error.Error, ImportError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         warnings.warn(
             f"The data set will not name its environment, which its spec alone does not make ({error}).", stacklevel=4

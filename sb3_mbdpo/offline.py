@@ -365,6 +365,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         ref_min_score: float | None = None,
         ref_max_score: float | None = None,
         n_ref_episodes: int = 0,
+        task: str | None = None,
         **metadata: Any,
     ) -> "MinariDataset":
         """
@@ -383,6 +384,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
             ref_min_score,
             ref_max_score,
             n_ref_episodes,
+            task,
             **metadata,
         )
 

@@ -101,6 +101,8 @@ class MBDPOPolicy(TaskPolicy):
     :param discount: Discount factor gamma of the search
     :param episodic: Whether episodes can terminate; None: from the first termination on
     :param with_score: Whether there is a score network
+    :param with_energy: Whether there is an energy; models of TD-MPC2 have none and act with ``energy_coef=0``
+    :param score_prediction: What the score network's output means, see :class:`~sb3_mbdpo.score.ScoreNetwork`
     :param tasks: Tasks of a multi-task model, see :class:`~sb3_mbdpo.tasks.TaskSet`, as a set or as its plain data
     :param task_embedding_dim: Width of the task embeddings
     :param search_dtype: Type of the search's matrix products
@@ -156,6 +158,8 @@ class MBDPOPolicy(TaskPolicy):
         discount: float = 0.99,
         episodic: bool | None = None,
         with_score: bool = True,
+        with_energy: bool = True,
+        score_prediction: str = "sample",
         tasks: TaskSet | dict[str, Any] | None = None,
         task_embedding_dim: int = 96,
         search_dtype: str = "float32",
@@ -167,6 +171,8 @@ class MBDPOPolicy(TaskPolicy):
             name: value for name, value in locals().items() if name not in ("self", "__class__", "lr_schedule")
         }
         check_act_mode(act_mode, with_score)
+        if not with_energy and energy_coef != 0:
+            raise ValueError(f"A policy without an energy acts with energy_coef=0, got {energy_coef}.")
         self.task_set = TaskSet.from_plain(tasks) if isinstance(tasks, dict) else tasks
         super().__init__(
             observation_space,
@@ -228,7 +234,9 @@ class MBDPOPolicy(TaskPolicy):
             log_std_max,
             time_embed_dim,
             with_termination=episodic is not False,
+            score_prediction=score_prediction,
             with_score=with_score,
+            with_energy=with_energy,
             tasks=None if self.task_set is None else TaskSpec([t.action_dim for t in self.task_set], task_dim),
             activation_fn=activation_fn,
         )

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 # Says how to install the RL Zoo when it is missing.
@@ -155,15 +156,16 @@ def draw_learning_curve(run: Run, path: Path, random_return: float | None = None
     axes = figure.add_subplot()
 
     episodes = load_results(str(run.folder))
-    steps = episodes["l"].cumsum().to_numpy()
+    within, around = action_repeats(run)
+    steps = episodes["l"].cumsum().to_numpy() * within
     axes.scatter(steps, episodes["r"], s=14, color="#9aa5b1", label="training episodes (exploring)", zorder=2)
 
     evaluations_path = run.folder / "evaluations.npz"
     if evaluations_path.is_file():
         evaluations = np.load(evaluations_path)
         mean, std = evaluations["results"].mean(axis=1), evaluations["results"].std(axis=1)
-        # Evaluations are dated in decisions, episodes in simulator steps.
-        eval_steps = evaluations["timesteps"] * action_repeat(run)
+        # Evaluations are dated in decisions, episodes in steps of what the monitor is around.
+        eval_steps = evaluations["timesteps"] * within * around
         axes.plot(eval_steps, mean, marker="o", ms=4, lw=2, color="#0b6e99", label="evaluation (mean ± std)", zorder=3)
         axes.fill_between(eval_steps, mean - std, mean + std, color="#0b6e99", alpha=0.18, lw=0, zorder=1)
 
@@ -182,16 +184,28 @@ def draw_learning_curve(run: Run, path: Path, random_return: float | None = None
     figure.savefig(path, dpi=150)
 
 
-def action_repeat(run: Run) -> int:
+def action_repeats(run: Run) -> tuple[int, int]:
     """
     :param run: a run
-    :return: how many environment steps each of its decisions was held for
+    :return: environment steps that a step of what the monitor is around lasts, and such steps that a decision lasts:
+        tasks of the suites repeat actions themselves, wrappers of a configuration do so around the monitor
     """
     env = run.make_env(1, seed=0)
     try:
-        return int(env.get_attr("action_repeat")[0]) if env.has_attr("action_repeat") else 1
+        return _count_repeats(cast(DummyVecEnv, env.unwrapped).envs[0])
     finally:
         env.close()
+
+
+def _count_repeats(env: gym.Env) -> tuple[int, int]:
+    within, around, layer = 1, 1, env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, Monitor):
+            within, around = 1, within
+        # Wrappers that do not have it would pass on what is below
+        within *= int(vars(layer).get("action_repeat", 1))
+        layer = layer.env
+    return within * int(getattr(layer, "action_repeat", 1)), around
 
 
 def record_gif(
@@ -220,8 +234,7 @@ def record_gif(
     try:
         render_fps: Any = env.metadata.get("render_fps", 30)
         fps = float(render_fps)
-        if env.has_attr("action_repeat"):
-            fps /= int(env.get_attr("action_repeat")[0])
+        fps /= _count_repeats(cast(DummyVecEnv, env.unwrapped).envs[0])[1]
         stride = max(1, round(fps / max_fps))
 
         frames: list[Image.Image] = []
@@ -293,11 +306,12 @@ def report(run: Run, n_episodes: int = 10, seed: int = EVALUATION_SEED, device: 
         print(f"  {name:<16}{value}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m sb3_mbdpo.quickstart") -> None:
     """
     :param argv: command line arguments; those of the process by default
+    :param prog: what the help calls the program
     """
-    parser = argparse.ArgumentParser(prog="python -m sb3_mbdpo.quickstart", description="Look at a finished run.")
+    parser = argparse.ArgumentParser(prog=prog, description="Look at a finished run.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("report", help="compare with a random policy, draw the learning curve, render a GIF")
     command.add_argument("--env", default="Pendulum-v1", help="environment id")

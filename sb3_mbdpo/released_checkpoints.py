@@ -6,6 +6,7 @@ critics, and the older numbered lists. Anything unknown, missing or of another s
 
 import pathlib
 import re
+import struct
 
 import torch as th
 
@@ -76,7 +77,12 @@ def load_released_checkpoint(
 
 
 def _read(path: str | pathlib.Path) -> Weights:
-    content = th.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = th.load(path, map_location="cpu", weights_only=True)
+    except (LookupError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, struct.error) as error:
+        # What PyTorch's reader stumbles over where a file is damaged, or something else
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a checkpoint of MBDPO or TD-MPC2: it cannot be read ({reason}).") from error
     weights = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, th.Tensor) for value in weights.values()):
         raise ValueError(f"{path} is not a checkpoint of MBDPO or TD-MPC2: it must hold a flat dict of tensors.")

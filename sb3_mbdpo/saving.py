@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -50,3 +51,36 @@ def whole_file(path: str | Path, suffix: str) -> Iterator[io.BufferedIOBase]:
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     return path if path.suffix else Path(f"{path}.{suffix}")
+
+
+@contextmanager
+def whole_files(folder: str | Path) -> Iterator[Path]:
+    """
+    Write several files of a folder that take their places together, when the block ends without an error.
+
+    They are written to a hidden folder within it first. Where the block fails, what was there before stays as it was; a
+    folder that did not exist is not left behind.
+
+    :param folder: Folder the files go to; made if needed
+    :return: Where to write them
+    :raises OSError: if they cannot be written
+    """
+    target = Path(folder)
+    made = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    staging = target / f".{uuid.uuid4().hex}.part"
+    try:
+        staging.mkdir()
+        yield staging
+        files = sorted(staging.iterdir())
+        for file in files:
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        for file in files:
+            os.replace(file, target / file.name)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        if made:
+            target.rmdir()
+        raise
+    staging.rmdir()

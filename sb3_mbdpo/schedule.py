@@ -35,7 +35,7 @@ class NoiseSchedule:
                 f"got beta_start={self.beta_start}, beta_end={self.beta_end}."
             )
         # In float32 like the released code: 1 - alpha_bar loses digits there, and parity needs the same loss
-        alphas = 1 - th.linspace(self.beta_start, self.beta_end, self.denoising_steps)
+        alphas = 1 - th.linspace(self.beta_start, self.beta_end, self.denoising_steps, device="cpu")
         object.__setattr__(self, "alphas", tuple(alphas.tolist()))
         object.__setattr__(self, "alpha_bars", tuple(alphas.cumprod(0).tolist()))
 

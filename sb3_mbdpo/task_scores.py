@@ -1,6 +1,6 @@
 """Scores of a multi-task model, task by task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
@@ -133,6 +133,7 @@ def evaluate_tasks(
     n_eval_episodes: int = 5,
     deterministic: bool = True,
     seed: int | None = None,
+    on_episode: Callable[[str, float], None] | None = None,
 ) -> TaskScores:
     """
     Returns of a model on each of its tasks. All tasks run side by side, so that one search serves all.
@@ -144,6 +145,7 @@ def evaluate_tasks(
     :param n_eval_episodes: Episodes of each task
     :param deterministic: Act without exploration noise
     :param seed: Seed of each task's first episode, the following count on; None: as the environments come
+    :param on_episode: Told the task and the return of each episode that has ended
     :return: A score for each task, in the order of the set
     :raises ValueError: for an unknown task, or one without an environment
     """
@@ -163,7 +165,7 @@ def evaluate_tasks(
     try:
         for name in sorted(set(chosen), key=task_set.index):
             runs.append(_Run(make_task_env(task_set, name, sources.get(name)), n_eval_episodes, seed))
-        _run_all(model, runs, deterministic)
+        _run_all(model, runs, deterministic, on_episode)
         return TaskScores(run.score() for run in runs)
     finally:
         for run in runs:
@@ -171,7 +173,9 @@ def evaluate_tasks(
                 run.env.close()
 
 
-def _run_all(model: Predictor, runs: list[_Run], deterministic: bool) -> None:
+def _run_all(
+    model: Predictor, runs: list[_Run], deterministic: bool, on_episode: Callable[[str, float], None] | None = None
+) -> None:
     """Step all tasks together, those that have finished left out."""
     active, state = list(runs), None
     starts = np.ones(len(active), dtype=bool)
@@ -179,6 +183,9 @@ def _run_all(model: Predictor, runs: list[_Run], deterministic: bool) -> None:
         observation = {key: np.stack([run.observation[key] for run in active]) for key in (OBSERVATION_KEY, TASK_KEY)}
         actions, state = model.predict(observation, state, starts, deterministic)
         starts = np.array([run.step(action) for run, action in zip(active, actions, strict=True)])
+        for run, ended in zip(active, starts, strict=True):
+            if ended and on_episode is not None:
+                on_episode(run.env.task_name, run.returns[-1])
         going = np.array([not run.done for run in active])
         active = [run for run in active if not run.done]
         state, starts = state[going], starts[going]

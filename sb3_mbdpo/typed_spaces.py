@@ -1,10 +1,16 @@
 """Spaces as plain JSON: every kind names its type and fields, so that reading one back never runs code."""
 
+import math
 from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
 
+# Types of entries, and the most entries that a described space may have: a few words must not ask for gigabytes
+DTYPES = {"bool", "float16", "float32", "float64"} | {
+    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
+MOST_ENTRIES = 10**7
 # What fields of a space may be called, by type
 FIELDS = {
     "Box": {"dtype", "shape", "low", "high"},
@@ -55,7 +61,10 @@ def space_from_json(description: Any) -> spaces.Space:
     """
     kind = description.get("type") if isinstance(description, dict) else None
     if kind not in FIELDS or description.keys() - {"type"} != FIELDS[kind]:
-        raise ValueError(f"{description!r} describes no space: a type of {sorted(FIELDS)} with its fields is needed.")
+        shown = repr(description)
+        shown = shown if len(shown) < 200 else f"{shown[:200]}..."
+        raise ValueError(f"{shown} describes no space: a type of {sorted(FIELDS)} with its fields is needed.")
+    _check_fields(kind, description)
     if kind == "Box":
         dtype, shape = np.dtype(description["dtype"]), tuple(description["shape"])
         low, high = (_bound_from_json(description[name], shape, dtype) for name in ("low", "high"))
@@ -67,6 +76,34 @@ def space_from_json(description: Any) -> spaces.Space:
     if kind == "MultiBinary":
         return spaces.MultiBinary(description["n"])
     return spaces.Dict({key: space_from_json(value) for key, value in description["spaces"].items()})
+
+
+def _check_fields(kind: str, description: dict[str, Any]) -> None:
+    """Refuse what cannot be a space, or would be one of absurd size, before it is built."""
+    if kind == "Dict":
+        content = description["spaces"]
+        if not isinstance(content, dict) or not all(
+            isinstance(value, dict) and value.get("type") != "Dict" for value in content.values()
+        ):
+            raise ValueError("A Dict space is described by its spaces by name, none of which is a Dict itself.")
+        return
+    sizes = {"Box": "shape", "Discrete": "n", "MultiDiscrete": "nvec", "MultiBinary": "n"}[kind]
+    value = description[sizes]
+    numbers = value if isinstance(value, list) else [value]
+    whole = all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+    start = description.get("start", 0)
+    if not whole or not isinstance(start, int) or (kind == "Box" and not isinstance(value, list)):
+        raise ValueError(f"{kind} needs whole numbers as its {sizes}, got {value!r}.")
+    entries = sum(numbers) if kind == "MultiDiscrete" else math.prod(numbers)
+    if entries > MOST_ENTRIES:
+        raise ValueError(f"A {kind} space of {sizes}={value} is absurd: at most {MOST_ENTRIES:,} entries are taken.")
+    if kind == "Box":
+        if description["dtype"] not in DTYPES:
+            raise ValueError(f"dtype of a Box must be one of {sorted(DTYPES)}, got {description['dtype']!r}.")
+        for name in ("low", "high"):
+            bound = description[name]
+            if isinstance(bound, list) and len(bound) != entries:
+                raise ValueError(f"{name} of a Box of shape {value} needs 1 or {entries} numbers, got {len(bound)}.")
 
 
 def _bound_to_json(bound: np.ndarray) -> Any:

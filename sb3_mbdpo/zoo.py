@@ -1,13 +1,12 @@
 """
-MBDPO in the RL Zoo (``rl_zoo3``): registration, an Optuna search space, and the zoo's own command line.
+MBDPO in the RL Zoo (``rl_zoo3``): registration, an Optuna search space, and the way to the zoo's own programs.
 
 Importing this module is enough to make ``--algo mbdpo`` known to ``rl_zoo3`` in this process. The zoo builds its list
 of algorithms when its argument parser is built, before it looks at ``--gym-packages``, which is therefore too late to
-bring in an algorithm; so the command line is entered from here::
+bring in an algorithm; so its programs are entered from here, by the command ``mbdpo`` (``sb3_mbdpo.cli``) or as::
 
     python -m sb3_mbdpo.zoo train --env Pendulum-v1 -P
     python -m sb3_mbdpo.zoo enjoy --env Pendulum-v1
-    python -m sb3_mbdpo.zoo train --env Pendulum-v1 -n 3000 --optimize-hyperparameters --n-trials 20
 
 Everything after the command goes to ``rl_zoo3`` as it is. Only what would otherwise point away from MBDPO is filled in:
 ``--algo mbdpo``, ``-conf`` with the hyperparameters of this package, and the log folder to look for trained agents in.
@@ -15,6 +14,7 @@ Everything after the command goes to ``rl_zoo3`` as it is. Only what would other
 
 import argparse
 import importlib
+import inspect
 import runpy
 import sys
 from collections.abc import Sequence
@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+from stable_baselines3.common.utils import get_device
 
 from sb3_mbdpo import MBDPO
+from sb3_mbdpo.presets import resolve_preset
 
 try:
     import rl_zoo3
@@ -88,11 +90,27 @@ def convert_mbdpo_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     :return: keyword arguments of MBDPO
     """
     hyperparams = sampled_params.copy()
-    for name in ("batch_size", "n_samples"):
-        hyperparams[name] = 2 ** hyperparams.pop(f"{name}_pow")
     # Elites are sampled as a share of the candidates, so that there are never more of them than candidates.
     hyperparams["n_elites"] = max(2, round(hyperparams.pop("elite_fraction") * hyperparams["n_samples"]))
     return hyperparams
+
+
+# Ranges of the search space, logarithmic; every preset but "debug" lies inside
+SEARCH_SPACE: dict[str, tuple[float, float]] = {
+    # Learning
+    "learning_rate": (1e-4, 2e-3),
+    "batch_size": (32, 512),
+    "tau": (0.005, 0.1),
+    # Search: depth, number of denoising steps, width, greediness
+    "horizon": (2, 6),
+    "denoising_steps": (3, 20),
+    "n_samples": (32, 512),
+    "elite_fraction": (0.05, 0.5),
+    "temperature": (0.1, 2.0),
+    # Exploration, and how strongly the search is held to the behaviour in the data
+    "exploration_noise": (0.02, 0.5),
+    "energy_coef": (1e-3, 1.0),
+}
 
 
 def sample_mbdpo_params(
@@ -107,27 +125,40 @@ def sample_mbdpo_params(
     :param additional_args: what rl_zoo3 knows about hindsight replay (not used)
     :return: keyword arguments of MBDPO
     """
-    hyperparams = convert_mbdpo_params(
-        {
-            # Learning
-            "learning_rate": trial.suggest_float("learning_rate", 1e-4, 2e-3, log=True),
-            "batch_size_pow": trial.suggest_int("batch_size_pow", 6, 9),
-            "tau": trial.suggest_float("tau", 0.005, 0.1, log=True),
-            # Search: depth, number of denoising steps, width, greediness
-            "horizon": trial.suggest_int("horizon", 2, 6),
-            "denoising_steps": trial.suggest_int("denoising_steps", 3, 20, log=True),
-            "n_samples_pow": trial.suggest_int("n_samples_pow", 5, 9),
-            "elite_fraction": trial.suggest_float("elite_fraction", 0.05, 0.5, log=True),
-            "temperature": trial.suggest_float("temperature", 0.1, 2.0, log=True),
-            # Exploration, and how strongly the search is held to the behaviour in the data
-            "exploration_noise": trial.suggest_float("exploration_noise", 0.02, 0.5, log=True),
-            "energy_coef": trial.suggest_float("energy_coef", 1e-3, 1.0, log=True),
-        }
-    )
-    # Show the true values next to the sampled ones
-    for name in ("batch_size", "n_samples", "n_elites"):
-        trial.set_user_attr(name, hyperparams[name])
+    sampled: dict[str, Any] = {}
+    for name, (low, high) in SEARCH_SPACE.items():
+        if isinstance(high, int):
+            sampled[name] = trial.suggest_int(name, int(low), high, log=True)
+        else:
+            sampled[name] = trial.suggest_float(name, low, high, log=True)
+    hyperparams = convert_mbdpo_params(sampled)
+    # Show the true value next to the sampled one
+    trial.set_user_attr("n_elites", hyperparams["n_elites"])
     return hyperparams
+
+
+def default_trial(hyperparams: dict[str, Any], device: str = "auto") -> dict[str, Any]:
+    """
+    Where the search starts: the preset's values (the paper's, with ``preset: 'paper'``) and what an entry sets.
+
+    :param hyperparams: an entry of the configuration file
+    :param device: where models will run; it decides what the preset "auto" is
+    :return: a value for each name of the search space, moved to the nearest edge where it lies outside
+
+    >>> trial = default_trial({"preset": "paper"})
+    >>> trial["learning_rate"], trial["denoising_steps"], trial["n_samples"], trial["energy_coef"]
+    (0.0003, 20, 512, 0.01)
+    """
+    _, values = resolve_preset(hyperparams.get("preset", "auto"), get_device(device))
+    values["energy_coef"] = inspect.signature(MBDPO.__init__).parameters["energy_coef"].default
+    values |= {name: value for name, value in hyperparams.items() if value is not None}
+    rate = values["learning_rate"]
+    values["learning_rate"] = float(rate.split("_")[1]) if isinstance(rate, str) else rate
+    values["elite_fraction"] = values["n_elites"] / values["n_samples"]
+    trial = {}
+    for name, (low, high) in SEARCH_SPACE.items():
+        trial[name] = type(high)(min(max(values[name], low), high))
+    return trial
 
 
 def register() -> None:
@@ -145,14 +176,21 @@ def import_environments(env_id: str) -> None:
 
     :param env_id: environment id
     """
-    if not env_id.startswith("dm_control/") or env_id in gym.registry:
+    if env_id in gym.registry:
         return
-    message = f'{env_id} needs the DeepMind Control Suite: run `pip install "sb3-mbdpo[dmc]"`'
-    try:
-        importlib.import_module("shimmy")
-        importlib.import_module("dm_control")
-    except ImportError as error:
-        raise ImportError(message) from error
+    if env_id.startswith("dm_control/"):
+        try:
+            importlib.import_module("shimmy")
+            importlib.import_module("dm_control")
+        except ImportError as error:
+            message = f'{env_id} needs the DeepMind Control Suite: run `pip install "sb3-mbdpo[dmc]"`'
+            raise ImportError(message) from error
+    elif env_id.startswith("Fetch"):
+        try:
+            gym.register_envs(importlib.import_module("gymnasium_robotics"))
+        except ImportError as error:
+            message = f'{env_id} needs Gymnasium-Robotics: run `pip install gymnasium-robotics "mujoco<3.12"`'
+            raise ImportError(message) from error
 
 
 def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
@@ -167,7 +205,7 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     if command not in ("train", "enjoy", "record_video"):
         return completed
     # The zoo's own spellings; what is not among them is not looked at.
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--algo")
     parser.add_argument("--env", default="")
     if command == "train":
@@ -188,9 +226,35 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     return completed
 
 
+def hand_over(command: str, arguments: Sequence[str], prog: str = "python -m sb3_mbdpo.zoo") -> None:
+    """
+    Run a program of ``rl_zoo3`` with MBDPO among its algorithms.
+
+    :param command: a key of ``COMMANDS``
+    :param arguments: its arguments; what it needs to find MBDPO is filled in
+    :param prog: what its help calls the program, the command aside
+    """
+    register()
+    completed = complete_arguments(command, arguments)
+    if command in ("enjoy", "record_video"):
+        rl_zoo3.ALGOS[ALGO] = ActingMBDPO
+
+    # rl_zoo3 reads its arguments from sys.argv.
+    module, function = COMMANDS[command]
+    previous_argv, sys.argv = sys.argv, [f"{prog} {command}", *completed]
+    try:
+        if function is None:
+            runpy.run_module(module, run_name="__main__")
+        else:
+            getattr(importlib.import_module(module), function)()
+    finally:
+        sys.argv = previous_argv
+        register()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """
-    Run a command of the RL Zoo with MBDPO among its algorithms.
+    Run a program of the RL Zoo, as it is. ``mbdpo`` looks at the arguments first and has more commands.
 
     :param argv: a command and its arguments; those of the process by default
     """
@@ -201,23 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to rl_zoo3")
     args = parser.parse_args(argv)
-
-    register()
-    arguments = complete_arguments(args.command, args.arguments)
-    if args.command in ("enjoy", "record_video"):
-        rl_zoo3.ALGOS[ALGO] = ActingMBDPO
-
-    # rl_zoo3 reads its arguments from sys.argv.
-    module, function = COMMANDS[args.command]
-    previous_argv, sys.argv = sys.argv, [f"{parser.prog} {args.command}", *arguments]
-    try:
-        if function is None:
-            runpy.run_module(module, run_name="__main__")
-        else:
-            getattr(importlib.import_module(module), function)()
-    finally:
-        sys.argv = previous_argv
-        register()
+    hand_over(args.command, args.arguments)
 
 
 register()

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -337,6 +338,26 @@ def test_prior_loss_through_the_model_by_hand() -> None:
         th.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
     # The paper's objective does not see the rewards of the model
     assert not th.allclose(loss, prior_loss(model, start, batch, noise, COEFFICIENTS, 0.0)[0])
+
+
+@pytest.mark.parametrize("prior_horizon", [0, 2])
+def test_distance_from_the_behaviour_by_hand(prior_horizon: int) -> None:
+    """It is added where the data knows what was done: along the rollout, in imagination at the first step."""
+    model = make_model()
+    batch = make_batch(model)
+    masks = batch.masks.clone()
+    masks[2:, 0] = 0
+    batch = batch._replace(masks=masks)
+    noise = noise_for(model, batch)
+    z = th.rand(4, 6, 16, generator=generator())
+    near = dataclasses.replace(COEFFICIENTS, behaviour=2.0)
+    losses = [prior_loss(model, z, batch, noise, c, 0.0, prior_horizon)[0] for c in (COEFFICIENTS, near)]
+    expected = th.zeros(())
+    for t in range(1 if prior_horizon else 3):
+        distance = (model.prior_sample(z[t], noise.prior[t]).action - batch.actions[t]).pow(2).sum(-1)
+        weight = 1.0 if prior_horizon else 0.5**t / 4
+        expected = expected + 2.0 * weight * (distance * masks[t, :, 0]).mean()
+    th.testing.assert_close(losses[1] - losses[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_imagined_steps_of_the_prior_end_where_the_model_says_so() -> None:

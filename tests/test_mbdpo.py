@@ -550,6 +550,8 @@ def test_other_action_spaces_are_refused(space: spaces.Space) -> None:
         ({"score_interval": 0}, "score_interval"),
         ({"policy_delay": 0}, "policy_delay"),
         ({"prior_horizon": 4, "horizon": 3}, "prior_horizon"),
+        ({"prior_margin": -0.1}, "prior_margin"),
+        ({"behaviour_coef": float("nan")}, "behaviour_coef"),
         ({"warm_denoising_steps": 1.5}, "warm_denoising_steps must be a whole number"),
         ({"compile": "yes"}, "compile must be True or False, got 'yes'"),
         ({"update_dtype": None}, "update_dtype must be .* got None"),

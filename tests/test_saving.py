@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sb3_mbdpo import MBDPO
-from sb3_mbdpo.saving import whole_file
+from sb3_mbdpo.saving import whole_file, whole_files
 from tests.fakes import ToyEnv
 
 
@@ -77,3 +77,19 @@ def test_killed_while_saving_the_previous_file_stands(what: str, tmp_path: Path)
     else:
         model.load_replay_buffer(tmp_path / "file")
         assert model.replay_buffer is not None and model.replay_buffer.size() == 20
+
+
+def test_files_of_a_folder_take_their_places_together(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "folder"
+    with whole_files(target) as staging:
+        (staging / "a").write_text("1")
+        (staging / "b").write_text("1")
+        assert not (target / "a").exists()
+    (target / "mine").write_text("x")
+    with pytest.raises(RuntimeError), whole_files(target) as staging:
+        (staging / "a").write_text("2")
+        raise RuntimeError
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"a": "1", "b": "1", "mine": "x"}
+    with pytest.raises(RuntimeError), whole_files(tmp_path / "new") as staging:
+        raise RuntimeError
+    assert not (tmp_path / "new").exists()

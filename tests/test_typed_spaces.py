@@ -44,3 +44,28 @@ def test_other_spaces_are_refused(space: spaces.Space) -> None:
 def test_what_describes_no_space(description: Any) -> None:
     with pytest.raises(ValueError, match="describes no space"):
         space_from_json(description)
+
+
+BOX = {"type": "Box", "dtype": "float32", "shape": [3], "low": 0.0, "high": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        (BOX | {"shape": [10**6, 10**6]}, "absurd"),
+        (BOX | {"dtype": "O"}, "dtype of a Box"),
+        (BOX | {"dtype": "V99999"}, "dtype of a Box"),
+        (BOX | {"shape": [-1]}, "whole numbers"),
+        (BOX | {"shape": 3}, "whole numbers"),
+        (BOX | {"low": [0.0, 1.0]}, "needs 1 or 3 numbers, got 2"),
+        ({"type": "Discrete", "n": 2.5, "start": 0}, "whole numbers"),
+        ({"type": "Discrete", "n": 10**9, "start": 0}, "absurd"),
+        ({"type": "MultiDiscrete", "nvec": [10**7, 10**7]}, "absurd"),
+        ({"type": "MultiBinary", "n": [10**5, 10**5]}, "absurd"),
+        ({"type": "Dict", "spaces": {"a": {"type": "Dict", "spaces": {}}}}, "none of which is a Dict"),
+        ({"type": "Dict", "spaces": [BOX]}, "none of which is a Dict"),
+    ],
+)
+def test_what_would_be_no_space_or_an_absurd_one(description: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        space_from_json(description)

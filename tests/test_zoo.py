@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
@@ -13,15 +14,17 @@ pytest.importorskip("rl_zoo3")
 
 import optuna
 import rl_zoo3
+from gymnasium.wrappers import FlattenObservation
 from PIL import Image
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from stable_baselines3.common.monitor import Monitor
 
 from sb3_mbdpo import MBDPO, quickstart, zoo
+from sb3_mbdpo.wrappers import ActionRepeat
+from sb3_mbdpo.zoo_checks import ZOO_KEYS
 
 ENV_ID = "Pendulum-v1"
 N_TIMESTEPS = 420
-# Arguments of an entry that rl_zoo3 uses itself instead of handing them to the algorithm.
-ZOO_KEYS = {"n_timesteps", "n_envs", "env_wrapper", "env_kwargs", "normalize", "frame_stack", "callback"}
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +140,15 @@ def test_gif(run: quickstart.Run, tmp_path: Path):
         assert image.is_animated
         assert image.n_frames <= n_frames == 15
         assert image.width == 240
+
+
+def test_repeats_within_and_around_the_monitor():
+    inner = gym.make("Pendulum-v1")
+    assert quickstart._count_repeats(Monitor(inner)) == (1, 1)
+    assert quickstart._count_repeats(ActionRepeat(FlattenObservation(Monitor(inner)), 3)) == (1, 3)
+    assert quickstart._count_repeats(ActionRepeat(Monitor(ActionRepeat(inner, 2)), 3)) == (2, 3)
+    inner.unwrapped.action_repeat = 5
+    assert quickstart._count_repeats(Monitor(inner)) == (5, 1)
 
 
 def test_missing_zoo_says_what_to_install():

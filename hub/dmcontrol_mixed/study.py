@@ -4,7 +4,7 @@ Multi-task pretraining on dm_control, from data to fine-tuned agents, in one com
     python hub/dmcontrol_mixed/study.py --out logs/dmcontrol-mixed --jobs 2
 
 Agents learn online on six tasks; their replay becomes Minari data sets; one model of each size learns all six from
-that data alone; the middle one is fine-tuned on two tasks that it has never seen, beside models of its size that start
+that data alone; the largest one is fine-tuned on two tasks that it has never seen, beside models of its size that start
 from scratch. On one task, learning from its data is compared with behaviour cloning, with three weights of the energy.
 
 Every unit of work is a process of its own that ends by writing ``<out>/<unit>.json``. The same command again takes up
@@ -25,13 +25,13 @@ from typing import Any
 TASKS = ("walker-stand", "walker-walk", "cheetah-run", "reacher-easy", "finger-spin", "cartpole-swingup")
 # Tasks that are held out, and the task that each is like
 HELD_OUT = {"walker-run": "walker-walk", "reacher-hard": "reacher-easy"}
-SIZES = (0.02, 0.1, 0.5)
+SIZES = (0.02, 0.05, 0.1)
 # The one that is fine-tuned
 FINETUNED_SIZE = 0.1
 SEEDS = (0, 1, 2)
 SINGLE_TASKS = ("walker-walk",)
 ENERGY_COEFS = (0.0, 0.01, 0.1)
-COLLECT_STEPS, PRETRAIN_STEPS, SINGLE_STEPS, FINETUNE_STEPS = 10_000, 12_000, 4_000, 10_000
+COLLECT_STEPS, PRETRAIN_STEPS, SINGLE_STEPS, FINETUNE_STEPS = 10_000, 10_000, 3_000, 10_000
 FOLDER = Path(__file__).resolve().parent
 
 

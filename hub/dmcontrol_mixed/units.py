@@ -25,7 +25,15 @@ from sb3_mbdpo import MBDPO, ShardedDataset, convert_minari
 # DMControl's returns lie between 0 and 1000 on every task
 REFERENCES = {"ref_min_score": 0.0, "ref_max_score": 1000.0}
 # Room for the held-out tasks is there already: none of them is wider than the widest of the six
-OFFLINE = {"preset": "cpu", "batch_size": 128, "prior_horizon": 3, "device": "cpu"}
+OFFLINE = {
+    "preset": "cpu",
+    "batch_size": 128,
+    "prior_horizon": 3,
+    # Values follow a prior that stays near what the data did
+    "bootstrap": "prior",
+    "behaviour_coef": 1.0,
+    "device": "cpu",
+}
 EVAL_EPISODES = 10
 CURVE_EVERY, CURVE_EPISODES = 1000, 5
 
@@ -55,6 +63,8 @@ def finetune(out: Path, task: str, seed: str) -> dict[str, Any]:
     """Add a held-out task to the pretrained model and go on learning, on that task alone."""
     model = MBDPO.load(out / f"pretrain-{FINETUNED_SIZE}.zip", device="cpu", seed=int(seed))
     model.set_random_seed(int(seed))
+    # What is tried from now on is data of its own
+    model.behaviour_coef = 0.0
     added = model.add_task(f"mbdpo/{task}-v0", name=task, like=HELD_OUT[task], episode_length=500)
     curve = out / f"finetune-{task}-{seed}.csv"
     env = eval_env(task, CURVE_EPISODES, model.tasks)
@@ -79,8 +89,8 @@ def single(out: Path, task: str, coef: str, seed: str) -> dict[str, Any]:
     returns = play(model, task, EVAL_EPISODES)
     observations = data.sample(256).observations[0].numpy()
     planned, _ = model.predict(observations, deterministic=True)
-    # What the critics bootstrap from in this preset
-    model.policy.act_mode = "score"
+    # What the critics bootstrap from
+    model.policy.act_mode = "prior"
     followed, _ = model.predict(observations, deterministic=True)
     log = pd.read_csv(out / name / "progress.csv")
     return {

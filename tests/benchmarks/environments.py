@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation, TimeLimit, TransformAction, TransformObservation
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_mbdpo.wrappers import ActionRepeat
@@ -128,7 +129,9 @@ def zoo_hyperparameters(algo: str, task: str) -> tuple[dict[str, Any], str]:
     same = [name for name in entries if name == task] or [name for name in entries if _unversioned(name) in wanted]
     if not same:
         return {}, f"the constructor's defaults ({path.name} has no entry)"
-    entry = {key: value for key, value in entries[same[0]].items() if key not in ("n_timesteps", "policy", "n_envs")}
+    entry = {key: value for key, value in entries[same[0]].items() if key not in ("n_timesteps", "n_envs")}
+    if entry.get("policy") == "MlpPolicy":
+        del entry["policy"]
     if task.startswith(DMC_PREFIX):
         # What the entry's wrappers do, `make` has done
         entry.pop("env_wrapper", None)
@@ -142,15 +145,21 @@ def _unversioned(name: str) -> str:
     return re.sub(r"-v\d+$", "", name)
 
 
-def resolve_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+def resolve_kwargs(kwargs: dict[str, Any], n_actions: int = 1) -> dict[str, Any]:
     """
-    Turn rl-zoo's notations into Python values: ``lin_1e-3`` schedules, ``"dict(...)"`` keywords, steps-and-unit lists.
+    Turn rl-zoo's notations into Python values: ``lin_1e-3`` schedules, ``"dict(...)"`` keywords, steps-and-unit lists,
+    kinds of noise.
 
     :param kwargs: Constructor arguments as read
+    :param n_actions: Number of actions, for noise
     :return: Constructor arguments to call with
     """
     resolved = dict(kwargs)
-    for key, value in kwargs.items():
+    kind, std = resolved.pop("noise_type", None), resolved.pop("noise_std", 0.0)
+    if kind is not None:
+        noise = {"normal": NormalActionNoise, "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise}[kind]
+        resolved["action_noise"] = noise(np.zeros(n_actions), std * np.ones(n_actions))
+    for key, value in list(resolved.items()):
         if isinstance(value, str) and value.startswith("lin_"):
             resolved[key] = LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
         elif isinstance(value, str) and re.match(r"dict\(", value):

@@ -192,8 +192,10 @@ def train(settings: Settings, label: str, seed: int, steps: int, out: Path) -> N
     th.set_num_threads(settings.threads)
     module, name = ALGOS[settings.algo].rsplit(".", 1)
     algorithm = getattr(importlib.import_module(module), name)
-    kwargs = {"policy": "MlpPolicy", "device": settings.device} | environments.resolve_kwargs(settings.kwargs)
-    algorithm(env=vector(settings.n_envs), seed=seed, **kwargs).learn(steps, callback=RecordLearning())
+    env = vector(settings.n_envs)
+    own = environments.resolve_kwargs(settings.kwargs, int(np.prod(env.action_space.shape or ())))
+    kwargs = {"policy": "MlpPolicy", "device": settings.device} | own
+    algorithm(env=env, seed=seed, **kwargs).learn(steps, callback=RecordLearning())
 
 
 def prepare(out: Path, labels: dict[str, Settings], seeds: list[int], steps: int) -> list[tuple[str, int]]:

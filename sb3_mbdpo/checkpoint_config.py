@@ -1,0 +1,303 @@
+"""What ``config.json`` says of a checkpoint: policy, arguments, spaces, tasks, counters, versions."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import gymnasium as gym
+import torch as th
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_mbdpo.checkpoint_format import argument_names, encode, encode_schedule
+from sb3_mbdpo.checkpoint_weights import fingerprint
+from sb3_mbdpo.tasks import plain_tasks
+from sb3_mbdpo.typed_spaces import space_to_json
+from sb3_mbdpo.wrappers import ActionRepeat
+
+if TYPE_CHECKING:
+    from sb3_mbdpo.mbdpo import MBDPO
+
+FORMAT, FORMAT_VERSION = "sb3_mbdpo", 1
+CONFIG, WEIGHTS, OPTIMIZER, NORMALIZATION = (
+    "config.json",
+    "model.safetensors",
+    "optimizer.safetensors",
+    "normalization.safetensors",
+)
+RESULTS, TRAINING, VIDEO, CARD, CURVE = "results.json", "training.yml", "replay.mp4", "README.md", "learning_curve.png"
+# Everything that a checkpoint can hold; nothing else in a folder or repository is ever opened
+FILES = (CONFIG, WEIGHTS, OPTIMIZER, NORMALIZATION, RESULTS, TRAINING, VIDEO, CARD, CURVE)
+# What is removed when a newer checkpoint that does not have it takes a folder's place
+OPTIONAL = (OPTIMIZER, NORMALIZATION, RESULTS, TRAINING, VIDEO, CURVE)
+LARGEST_CONFIG = 16_000_000
+MOST_TASKS, WIDEST_TASK, MOST_ENVS, MOST_REPEATS = 10_000, 10**6, 10_000, 1000
+PACKAGES = ("sb3-mbdpo", "stable-baselines3", "torch", "gymnasium", "numpy", "safetensors")
+
+
+@dataclass
+class CheckpointConfig:
+    """
+    What ``config.json`` holds.
+
+    :param policy: Name of the policy, or of the user's own class as ``{"$custom": name}``
+    :param arguments: Constructor arguments as JSON
+    :param observation_space: Observation space as JSON
+    :param action_space: Action space as JSON
+    :param fingerprint: Of the weights that it belongs to
+    :param tasks: Task table of a multi-task model
+    :param env: Gymnasium id and action repeat of a single task's environment, where they are known
+    :param n_envs: Number of environments it was trained in
+    :param state: Counters and what else goes on where training stopped
+    :param versions: Versions of the packages that wrote it
+    :param base_model: Repository that it was fine-tuned from
+    :param datasets: Data sets that it learned from
+    :param replay_dataset: Minari id of a data set that holds its replay buffer
+    """
+
+    policy: Any
+    arguments: dict[str, Any]
+    observation_space: Any
+    action_space: Any
+    fingerprint: str
+    tasks: dict[str, Any] | None = None
+    env: dict[str, Any] | None = None
+    n_envs: int = 1
+    state: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    base_model: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    replay_dataset: str | None = None
+
+    def to_json(self) -> str:
+        """
+        :return: Content of the file
+        """
+        head = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        return json.dumps(head | asdict(self), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> CheckpointConfig:
+        """
+        :param text: Content of the file
+        :return: The configuration, its parts not yet decoded
+        :raises ValueError: if it is none, or of another version
+        """
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{CONFIG} is no JSON ({error}).") from error
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise ValueError(f'{CONFIG} is not one of this package: its "format" is not "{FORMAT}".')
+        found = content.pop("format_version", None)
+        if found != FORMAT_VERSION:
+            advice = "update sb3-mbdpo" if isinstance(found, int) and found > FORMAT_VERSION else "save it again"
+            raise ValueError(f"{CONFIG} is of format version {found!r}, this package reads {FORMAT_VERSION}: {advice}.")
+        known = {entry.name: entry for entry in fields(cls)}
+        unknown, missing = sorted(content.keys() - known), sorted(REQUIRED - content.keys())
+        if unknown or missing:
+            raise ValueError(f"{CONFIG} is incomplete: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}.")
+        wrong = [name for name, kinds in KINDS.items() if name in content and not isinstance(content[name], kinds)]
+        if wrong or not 1 <= content.get("n_envs", 1) <= MOST_ENVS:
+            raise ValueError(f"{CONFIG} holds something of the wrong kind in {wrong or ['n_envs']}.")
+        content["env"] = _checked_env(content.get("env"))
+        return cls(**content)
+
+
+def _checked_env(env: Any) -> dict[str, Any] | None:
+    """Id without a module, which Gymnasium would import and no file must choose, and action repeat."""
+    if env is None:
+        return None
+    repeat = env.get("action_repeat", 1)
+    if not isinstance(env.get("id"), str) or not isinstance(repeat, int) or not 1 <= repeat <= MOST_REPEATS:
+        raise ValueError(f'"env" in {CONFIG} needs an id and how often actions are repeated, got {env!r}.')
+    return {"id": env["id"].rpartition(":")[2], "action_repeat": repeat}
+
+
+REQUIRED = {"policy", "arguments", "observation_space", "action_space", "fingerprint"}
+KINDS: dict[str, Any] = {
+    "policy": (str, dict),
+    "arguments": dict,
+    "fingerprint": str,
+    "tasks": (dict, type(None)),
+    "env": (dict, type(None)),
+    "n_envs": int,
+    "state": dict,
+    "versions": dict,
+    "base_model": (str, type(None)),
+    "datasets": list,
+    "replay_dataset": (str, type(None)),
+}
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def describe(model: MBDPO, weights: Mapping[str, th.Tensor]) -> CheckpointConfig:
+    """
+    :param model: Algorithm
+    :param weights: Its tensors in main memory
+    :return: What ``config.json`` says of it
+    :raises ValueError: for an argument that cannot be written
+    """
+    present = model.lr_schedule(model._current_progress_remaining)
+    arguments: dict[str, Any] = {}
+    for name in argument_names(algorithm_class()):
+        if name == "learning_rate":
+            arguments[name] = encode_schedule(model.learning_rate, present)
+        else:
+            attribute = "_stats_window_size" if name == "stats_window_size" else name
+            arguments[name] = encode(getattr(model, attribute), name)
+    arguments["act_mode"] = model.policy.act_mode
+    mark, source = fingerprint(weights), model._hub_source
+    aliases = {cls: name for name, cls in model.policy_aliases.items()}
+    policy = aliases.get(model.policy_class)
+    return CheckpointConfig(
+        policy={"$custom": model.policy_class.__name__} if policy is None else policy,
+        arguments=arguments,
+        observation_space=space_to_json(model.observation_space),
+        action_space=space_to_json(model.action_space),
+        fingerprint=mark,
+        tasks=model._tasks,
+        env=describe_env(model.env) or model._env_source,
+        n_envs=model.n_envs,
+        state={
+            "num_timesteps": model.num_timesteps,
+            "n_updates": model._n_updates,
+            "n_episodes": model._episode_num,
+            "acts_from_start": model._acts_from_start,
+            "trainable": model._trainable,
+        },
+        versions=package_versions(),
+        # Other weights than came from there are a model of their own
+        base_model=model._base_model if source is None or source[1] == mark else source[0],
+    )
+
+
+def describe_env(env: VecEnv | None) -> dict[str, Any] | None:
+    """
+    :param env: Vector environment
+    :return: Gymnasium id of its first environment and how often each action is repeated; None where it has no id
+    """
+    if env is None or not env.has_attr("spec"):
+        return None
+    spec = env.get_attr("spec", 0)[0]
+    if spec is None:
+        return None
+    repeat = env.get_attr("action_repeat", 0)[0] if env.env_is_wrapped(ActionRepeat, 0)[0] else 1
+    return {"id": str(spec.id), "action_repeat": int(repeat)}
+
+
+def package_versions() -> dict[str, str]:
+    """
+    :return: Python's version and those of the packages that a model depends on
+    """
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_config(folder: Path) -> CheckpointConfig:
+    """
+    :param folder: A checkpoint
+    :return: Its configuration
+    :raises ValueError: if there is none that can be read, saying what the folder holds instead
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(no_config(str(folder), [entry.name for entry in folder.iterdir()]))
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise ValueError(f"{CONFIG} has {path.stat().st_size:,} bytes, at most {LARGEST_CONFIG:,} are read.")
+    try:
+        return CheckpointConfig.from_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{CONFIG} is no text ({error.reason}).") from error
+
+
+def no_config(where: str, names: list[str]) -> str:
+    """
+    :param where: Folder or repository
+    :param names: Files in it
+    :return: What to say where there is no ``config.json``
+    """
+    pickled = sorted(name for name in names if name.endswith((".zip", ".pkl", ".pickle", ".pt", ".pth", ".bin")))
+    message = f"{where} is no checkpoint of this package: it has no {CONFIG}."
+    if pickled:
+        message += (
+            f" It holds {', '.join(pickled[:3])}, which can run code when loaded and was not opened; if you trust its "
+            "author, load a zip with MBDPO.load(file) and a released .pt with `python -m sb3_mbdpo.hub_commands "
+            "convert`."
+        )
+    return message
+
+
+def decode_tasks(written: dict[str, Any] | None) -> dict[str, Any] | None:
+    """
+    :param written: Task table of a file
+    :return: Plain data of a task set
+    :raises ValueError: if it is none, or of absurd size
+    """
+    if written is None:
+        return None
+    entries = written.get("tasks")
+    if isinstance(entries, list) and len(entries) > MOST_TASKS:
+        raise ValueError(f"The file lists {len(entries)} tasks, at most {MOST_TASKS:,} are taken.")
+    widths = [written, *(entry for entry in (entries or []) if isinstance(entry, dict))]
+    for width in (entry.get(name) for entry in widths for name in ("observation_dim", "action_dim")):
+        if width is not None and (not isinstance(width, int) or width > WIDEST_TASK):
+            raise ValueError(
+                f"A task of width {width!r} is absurd, at most {WIDEST_TASK:,} is taken: nothing was built."
+            )
+    # Gymnasium imports the module of "module:id", and a file must not choose what is imported
+    plain = plain_tasks(written)
+    for entry in cast(dict[str, Any], plain)["tasks"]:
+        entry["env_id"] = None if entry["env_id"] is None else str(entry["env_id"]).rpartition(":")[2]
+    return plain
+
+
+def checked_state(written: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param written: "state" of a file
+    :return: Counters and what else goes on where training stopped, complete
+    :raises ValueError: if it cannot be read
+    """
+    state = {"num_timesteps": 0, "n_updates": 0, "n_episodes": 0, "acts_from_start": False, "trainable": None} | written
+    counters = [state[name] for name in ("num_timesteps", "n_updates", "n_episodes")]
+    trainable = state["trainable"]
+    listed = trainable is None or (isinstance(trainable, list) and all(isinstance(part, str) for part in trainable))
+    if len(state) != 5 or not listed or not isinstance(state["acts_from_start"], bool):
+        raise ValueError(f'"state" in {CONFIG} cannot be read: {written!r}.')
+    if not all(isinstance(number, int) and 0 <= number < 2**63 for number in counters):
+        raise ValueError(f'Counters in "state" of {CONFIG} must be whole numbers, got {counters}.')
+    return state
+
+
+def algorithm_class() -> type[MBDPO]:
+    """The class whose arguments are written; imported late, as it is built on this module."""
+    from sb3_mbdpo.mbdpo import MBDPO
+
+    return MBDPO
+
+
+def make_source_env(source: Mapping[str, Any] | None, **kwargs: Any) -> gym.Env | None:
+    """
+    :param source: What :func:`describe_env` gave
+    :param kwargs: Arguments of ``gymnasium.make``
+    :return: The environment; None if it is not known, or not installed here
+    """
+    if source is None or source["id"] not in gym.registry:
+        return None
+    env = gym.make(source["id"], **kwargs)
+    return ActionRepeat(env, source["action_repeat"]) if source["action_repeat"] > 1 else env

@@ -1,0 +1,192 @@
+"""
+``mbdpo plot``: learning curves of runs, beside the paper's where asked for; or one of the RL Zoo's plot programs.
+
+Steps on the horizontal axis are environment steps: a run counts decisions, as the reference curves do, and both are
+multiplied by the steps that a decision lasts (two on DMControl, Meta-World and ManiSkill, one elsewhere).
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sb3_mbdpo import zoo
+from sb3_mbdpo.reference_curves import ReferenceCurve, reference_curve, reference_methods
+from sb3_mbdpo.suites.registration import DMCONTROL, MANISKILL, task_of
+from sb3_mbdpo.task_names import META_WORLD
+from sb3_mbdpo.zoo_checks import BadInputError, check_run, has_display, run_number
+
+# The zoo's own programs by the word after `mbdpo plot`
+ZOO_PLOTS = {"train": "plot_train", "all": "all_plots", "file": "plot_from_file"}
+PAPER = "paper"
+
+
+@dataclass(frozen=True)
+class RunCurve:
+    """
+    Evaluations of a run.
+
+    :param name: Name of its folder
+    :param steps: Decisions at each evaluation [n]
+    :param mean: Mean over the episodes of each [n]
+    """
+
+    name: str
+    steps: np.ndarray
+    mean: np.ndarray
+
+
+def plot(arguments: Sequence[str]) -> int:
+    """
+    :param arguments: command line arguments
+    :return: exit code
+    """
+    if arguments and arguments[0] in ZOO_PLOTS:
+        return _zoo_plot(ZOO_PLOTS[arguments[0]], list(arguments[1:]))
+    parser = argparse.ArgumentParser(
+        prog="mbdpo plot",
+        description="Draw the evaluations of runs. `mbdpo plot train|all|file ...` are rl_zoo3's plot_train, all_plots "
+        "and plot_from_file, with --save FILE for a picture of what they show.",
+    )
+    parser.add_argument("--env", required=True, help="environment id")
+    parser.add_argument("-f", "--log-folder", default="logs", help="log folder given to training")
+    parser.add_argument("--algo", default=zoo.ALGO, help="algorithm whose runs to draw")
+    parser.add_argument("--exp-id", type=int, nargs="+", default=[], help="numbers of the runs (default: all)")
+    parser.add_argument("--against", choices=[PAPER], help="draw the curves that the paper's authors released below")
+    parser.add_argument("--task", help="name of the task in the reference, where the id does not say it")
+    parser.add_argument("--methods", nargs="+", help="reference methods (default: mbdpo tdmpc2 sac, or the pixel ones)")
+    parser.add_argument("--max-timesteps", type=float, help="environment steps to draw")
+    parser.add_argument("-o", "--output", type=Path, help="picture to write (default: in the log folder)")
+    args = parser.parse_args(list(arguments))
+
+    task = args.task or task_of(args.env)
+    references = find_references(task, args.methods, "pixels" in args.env) if args.against else []
+    success = any(curve.metric == "success" for curve in references)
+    runs = read_runs(args.log_folder, args.algo, args.env, args.exp_id, success)
+    name = f"{args.env.replace('/', '-')}{'_against_paper' if args.against else ''}.png"
+    output = args.output or Path(args.log_folder) / args.algo / name
+    draw(runs, references, args.env, steps_per_decision(task), output, args.max_timesteps)
+    print(f"Wrote {output}")
+    return 0
+
+
+def find_references(task: str, methods: Sequence[str] | None = None, pixels: bool = False) -> list[ReferenceCurve]:
+    """
+    :param task: The paper's name of the task
+    :param methods: Methods; None: MBDPO and its main rivals
+    :param pixels: Take the curves that were learned from pixels by default
+    :return: Their curves
+    :raises BadInputError: for a name that is not there, with the nearest ones
+    """
+    usual = ("mbdpo-pixels", "tdmpc2-pixels") if pixels else ("mbdpo", "tdmpc2", "sac")
+    try:
+        there = reference_methods(task)
+        chosen = methods or [method for method in usual if method in there]
+        return [reference_curve(task, method) for method in chosen or usual]
+    except ValueError as error:
+        raise BadInputError(f"{error} (--task names the task if the id does not.)") from error
+
+
+def read_runs(
+    folder: str, algo: str, env_id: str, numbers: Sequence[int] = (), success: bool = False
+) -> list[RunCurve]:
+    """
+    :param folder: Log folder
+    :param algo: Algorithm
+    :param env_id: Environment id
+    :param numbers: Numbers of the runs; none for all
+    :param success: Read rates of success instead of returns
+    :return: The runs that were evaluated
+    :raises BadInputError: if there is none
+    """
+    check_run(folder, algo, env_id)
+    name, key = env_id.replace("/", "-"), "successes" if success else "results"
+    curves = []
+    for path in sorted((Path(folder) / algo).glob(f"{name}_*/evaluations.npz")):
+        number = run_number(path.parent, name)
+        if number is None or (numbers and number not in numbers):
+            continue
+        with np.load(path) as evaluations:
+            if key in evaluations:
+                curves.append(RunCurve(path.parent.name, evaluations["timesteps"], evaluations[key].mean(axis=1)))
+    if not curves:
+        what = "says how often it succeeded" if success else "was evaluated"
+        raise BadInputError(f"No run of {algo} on {env_id} under {folder} {what}: train with --eval-freq.")
+    return curves
+
+
+def steps_per_decision(task: str) -> int:
+    """
+    :param task: The paper's name of a task, or an environment id
+    :return: Environment steps that each decision lasts
+
+    >>> steps_per_decision("walker-walk"), steps_per_decision("myo-reach"), steps_per_decision("Pendulum-v1")
+    (2, 1, 1)
+    """
+    return 2 if task in DMCONTROL or task in META_WORLD or task in MANISKILL else 1
+
+
+def draw(
+    runs: Sequence[RunCurve],
+    references: Sequence[ReferenceCurve],
+    title: str,
+    repeat: int,
+    output: Path,
+    max_steps: float | None = None,
+) -> None:
+    """
+    :param runs: Runs; a thin line each, and their mean where they were evaluated at the same steps
+    :param references: Reference curves, with a band of one standard deviation over seeds
+    :param title: Title
+    :param repeat: Environment steps that each decision lasts
+    :param output: Picture to write
+    :param max_steps: Environment steps to draw; None: twice those of the longest run, or to the references' first
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")  # without pyplot: no backend, no window
+    axes = figure.add_subplot()
+    for index, curve in enumerate(references):
+        color, steps = f"C{index + 1}", curve.steps * repeat
+        label = f"{curve.method}, released ({int(curve.seeds.max())} seeds)"
+        axes.plot(steps, curve.mean, color=color, lw=1.4, ls="--", marker="o", ms=3, label=label)
+        axes.fill_between(steps, curve.mean - curve.std, curve.mean + curve.std, color=color, alpha=0.12, lw=0)
+    together = len(runs) > 1 and all(np.array_equal(run.steps, runs[0].steps) for run in runs)
+    for run in runs:
+        style = {"lw": 0.9} if together else {"lw": 2, "label": run.name}
+        axes.plot(run.steps * repeat, run.mean, color="C0", marker=".", **style)
+    if together:
+        mean = np.mean([run.mean for run in runs], axis=0)
+        axes.plot(runs[0].steps * repeat, mean, color="C0", lw=2.5, label=f"this project ({len(runs)} runs)")
+    longest = max(int(run.steps[-1]) for run in runs) * repeat
+    # As far as the first evaluations of the references at least: between them there are straight lines alone
+    firsts = [1.1 * repeat * int(curve.steps[curve.steps > 0][0]) for curve in references]
+    axes.set_xlim(0, max_steps or max([longest * (2 if references else 1.02), *firsts]))
+    success = any(curve.metric == "success" for curve in references)
+    axes.set(title=title, xlabel="environment steps", ylabel="success rate" if success else "evaluation return")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=130)
+
+
+def _zoo_plot(program: str, arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--save", type=Path)
+    given, rest = parser.parse_known_args(arguments)
+    if not has_display():
+        os.environ.setdefault("MPLBACKEND", "Agg")
+        asks = any(argument in ("-h", "--help", "--no-display", "--no-render") for argument in rest)
+        if program == "plot_train" and given.save is None and not asks:
+            raise BadInputError("There is no display to show the plot on: add --save FILE for a picture.")
+    zoo.hand_over(program, rest, "mbdpo")
+    if given.save is not None:
+        from matplotlib import pyplot
+
+        pyplot.savefig(given.save, dpi=130)
+        print(f"Wrote {given.save}")
+    return 0

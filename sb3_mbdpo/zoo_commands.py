@@ -1,0 +1,250 @@
+"""Commands that the RL Zoo's own programs carry out, after a look at what they are given."""
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import io
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from rl_zoo3.utils import EnvironmentName, StoreDict, get_model_path
+
+from sb3_mbdpo import quickstart, zoo, zoo_checks
+from sb3_mbdpo.suites.rendering import choose_backend
+from sb3_mbdpo.zoo_checks import BadInputError
+
+PROG = "mbdpo"
+VERSIONS_FILE = "versions.txt"
+# What a run's numbers may depend on
+PACKAGES = (
+    *("sb3-mbdpo", "torch", "stable-baselines3", "sb3-contrib", "rl_zoo3", "gymnasium", "numpy"),
+    *("mujoco", "dm_control", "metaworld", "myosuite", "mani_skill", "box2d"),
+)
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def train(arguments: Sequence[str]) -> int:
+    """
+    :param arguments: as for rl_zoo3's train
+    :return: exit code
+    """
+    if not _asks_for_help(arguments):
+        _check_training(_training_arguments(arguments))
+    with _versions_kept(arguments):
+        zoo.hand_over("train", arguments, PROG)
+    return 0
+
+
+def tune(arguments: Sequence[str]) -> int:
+    """
+    Search hyperparameters. The first trial is the entry as it is; trials are kept in a file, so that the same
+    ``--study-name`` goes on where it stopped.
+
+    :param arguments: as for rl_zoo3's train
+    :return: exit code
+    """
+    if _asks_for_help(arguments):
+        print(
+            "mbdpo tune is mbdpo train --optimize-hyperparameters with the study kept in --storage (by default "
+            "LOG_FOLDER/mbdpo/tuning.log), and the values of the configuration as its first trial.\n"
+        )
+        zoo.hand_over("train", arguments, PROG)
+        return 0
+    given = _training_arguments(arguments)
+    entry = _check_training(given)
+    completed = [*arguments, "--optimize-hyperparameters"]
+    if given.algo == zoo.ALGO:
+        storage = given.storage or str(Path(given.log_folder) / zoo.ALGO / "tuning.log")
+        name = given.study_name or f"{given.env.replace('/', '-')}_{int(time.time())}"
+        completed += [] if given.storage else ["--storage", storage]
+        completed += [] if given.study_name else ["--study-name", name]
+        _enqueue_default(storage, name, zoo.default_trial(entry, given.device))
+        print(f"Study {name} in {storage}; go on with it by --study-name {name}")
+    try:
+        zoo.hand_over("train", completed, PROG)
+    except ValueError as error:
+        if "No trials are completed" not in str(error):
+            raise
+        print(f"{PROG} tune: no trial was completed.")
+        return 1
+    return 0
+
+
+def enjoy(arguments: Sequence[str]) -> int:
+    """
+    :param arguments: as for rl_zoo3's enjoy
+    :return: exit code
+    """
+    if not _asks_for_help(arguments):
+        given = _acting_arguments(arguments)
+        _check_acting(given)
+        if not given.no_render:
+            zoo_checks.check_display()
+    zoo.hand_over("enjoy", arguments, PROG)
+    return 0
+
+
+def video(arguments: Sequence[str]) -> int:
+    """
+    :param arguments: as for rl_zoo3's record_video
+    :return: exit code
+    """
+    if not _asks_for_help(arguments):
+        zoo_checks.check_ffmpeg()
+        _render_without_a_screen()
+        _check_acting(_acting_arguments(arguments))
+    zoo.hand_over("record_video", arguments, PROG)
+    return 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """
+    :param arguments: as for ``python -m sb3_mbdpo.quickstart report``
+    :return: exit code
+    """
+    if not _asks_for_help(arguments):
+        _render_without_a_screen()
+        given = _acting_arguments(arguments)
+        given.env = given.env or "Pendulum-v1"
+        _check_acting(given)
+    quickstart.main(["report", *arguments], prog=PROG)
+    return 0
+
+
+# --- what is looked at first ------------------------------------------------------------------------------------------
+
+
+def _asks_for_help(arguments: Sequence[str]) -> bool:
+    return any(argument in ("-h", "--help") for argument in arguments)
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    try:
+        given = parser.parse_known_args(list(arguments))[0]
+    except (ValueError, NameError, SyntaxError, TypeError) as error:
+        raise BadInputError(
+            "Hyperparameters and keywords are name:value with a value in Python, strings in quotes of their own, as in "
+            f"-params horizon:5 \"preset:'cpu'\" ({error})."
+        ) from error
+    for package in given.gym_packages:
+        importlib.import_module(package)
+    zoo.import_environments(given.env)
+    return given
+
+
+def _training_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    # The zoo's own spellings and defaults; what is not among them is not looked at
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--algo", default=zoo.ALGO)
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("-f", "--log-folder", default="logs")
+    parser.add_argument("-i", "--trained-agent", default="")
+    parser.add_argument("-conf", "--conf-file", default=str(zoo.default_config()))
+    parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, default={})
+    parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, default={})
+    parser.add_argument("--gym-packages", nargs="+", default=[])
+    parser.add_argument("--storage")
+    parser.add_argument("--study-name")
+    return _parse(parser, arguments)
+
+
+def _check_training(given: argparse.Namespace) -> dict[str, Any]:
+    """:return: The hyperparameters that training will use, as far as they are this package's business"""
+    entry: dict[str, Any] = {}
+    if given.algo == zoo.ALGO and given.conf_file.endswith((".yml", ".yaml")):
+        entry = zoo_checks.read_entry(given.conf_file, given.env, given.hyperparams)
+        zoo_checks.check_hyperparams(entry, f"{given.conf_file}, {given.env}")
+    zoo_checks.check_environment(
+        given.env, (entry.get("env_kwargs") or {}) | given.env_kwargs, continuous=given.algo == zoo.ALGO
+    )
+    if given.trained_agent:
+        if not given.trained_agent.endswith(".zip") or not Path(given.trained_agent).is_file():
+            raise BadInputError(f"There is no trained agent {given.trained_agent}: -i takes the path of its .zip file.")
+        zoo_checks.check_saved_model(given.trained_agent, given.algo)
+    return entry
+
+
+def _acting_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--algo", default=zoo.ALGO)
+    parser.add_argument("--env", default="")
+    parser.add_argument("-f", "--folder", default="logs")
+    parser.add_argument("--exp-id", type=int, default=0)
+    parser.add_argument("--no-render", action="store_true")
+    parser.add_argument("--load-best", action="store_true")
+    parser.add_argument("--load-checkpoint", type=int)
+    parser.add_argument("--load-last-checkpoint", action="store_true")
+    parser.add_argument("--gym-packages", nargs="+", default=[])
+    return _parse(parser, arguments)
+
+
+def _check_acting(given: argparse.Namespace) -> None:
+    if not given.env:
+        raise BadInputError("Name the environment that the agent was trained on with --env.")
+    zoo_checks.check_environment(given.env, continuous=given.algo == zoo.ALGO)
+    if given.exp_id != -1:
+        zoo_checks.check_run(given.folder, given.algo, given.env)
+    choices = (given.load_best, given.load_checkpoint, given.load_last_checkpoint)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            path = get_model_path(given.exp_id, given.folder, given.algo, EnvironmentName(given.env), *choices)[1]
+    except (AssertionError, ValueError) as error:
+        raise BadInputError(f"{error}.") from error
+    zoo_checks.check_saved_model(path, given.algo)
+
+
+def _render_without_a_screen() -> None:
+    choose_backend()
+    if not zoo_checks.has_display():
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a screen
+
+
+# --- what the zoo does not keep ---------------------------------------------------------------------------------------
+
+
+def _enqueue_default(storage: str, name: str, values: dict[str, Any]) -> None:
+    backend: Any = storage
+    if storage.endswith(".log"):  # as rl_zoo3 opens it
+        Path(storage).parent.mkdir(parents=True, exist_ok=True)
+        backend = optuna.storages.JournalStorage(JournalFileBackend(storage))
+    study = optuna.create_study(storage=backend, study_name=name, load_if_exists=True, direction="maximize")
+    if not study.trials:
+        study.enqueue_trial(values)
+
+
+@contextlib.contextmanager
+def _versions_kept(arguments: Sequence[str]) -> Iterator[None]:
+    """Write the versions of packages into the folders of runs that are new at the end."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--algo", default=zoo.ALGO)
+    parser.add_argument("-f", "--log-folder", default="logs")
+    given = zoo_checks.known_arguments(parser, arguments)
+    root = Path(given.log_folder) / given.algo
+    before = set(root.glob("*"))
+    try:
+        yield
+    finally:
+        for folder in set(root.glob("*")) - before:
+            if folder.is_dir():
+                (folder / VERSIONS_FILE).write_text(installed_versions())
+
+
+def installed_versions() -> str:
+    """
+    :return: the packages that a run's numbers may depend on, in the form of a requirements file, Python in a comment
+    """
+    lines = [f"# Python {platform.python_version()}, {platform.platform()}"]
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            lines.append(f"{package}=={importlib.metadata.version(package)}")
+    return "\n".join(lines) + "\n"

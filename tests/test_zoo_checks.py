@@ -1,0 +1,151 @@
+"""Bad input on the command line: one sentence that says what to do, exit code 2, before any work."""
+
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from stable_baselines3 import SAC
+
+pytest.importorskip("rl_zoo3")
+
+from sb3_mbdpo import cli, zoo_checks
+
+
+@pytest.fixture(autouse=True)
+def headless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "off")  # nothing is drawn here
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
+    """What a command says on its way out: a line, after its name."""
+    assert cli.main(arguments) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    name, _, text = lines[0].partition(": ")
+    assert name == f"mbdpo {arguments[0]}"
+    assert text.endswith((".", "?", ")"))
+    return text
+
+
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_an_environment_that_is_not_registered(command: str, capsys: pytest.CaptureFixture[str]):
+    assert "did you mean Pendulum-v1" in said(capsys, command, "--env", "Pendlum-v1")
+    assert "did you mean Hopper-v5" in said(capsys, command, "--env", "Hopper-v9")
+    assert "did you mean mbdpo/walker-walk-v0" in said(capsys, command, "--env", "walker-walk")
+    assert "`mbdpo tasks` lists" in said(capsys, command, "--env", "zzzz")
+
+
+def test_the_extra_to_install_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    find_spec = zoo_checks.importlib.util.find_spec
+    hidden = {"dm_control", "metaworld", "Box2D", "gymnasium_robotics"}
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name in hidden else find_spec(name, *rest)
+    )
+    assert '`pip install "sb3-mbdpo[dmc]"`' in said(capsys, "train", "--env", "mbdpo/walker-walk-v0")
+    assert '`pip install "sb3-mbdpo[metaworld]"`' in said(capsys, "train", "--env", "mbdpo/mw-reach-v0")
+    assert '`pip install "sb3-mbdpo[metaworld]"`' in said(capsys, "train", "--env", "Meta-World/MT1")
+    assert '`pip install "sb3-mbdpo[box2d]"`' in said(capsys, "train", "--env", "BipedalWalker-v3")
+    text = said(capsys, "train", "--env", "mbdpo/walker-wlak-v0")
+    assert "did you mean mbdpo/walker-walk-v0" in text
+    assert '(It needs `pip install "sb3-mbdpo[dmc]"`.)' in text
+
+
+def test_discrete_actions(capsys: pytest.CaptureFixture[str]):
+    text = said(capsys, "train", "--env", "CartPole-v1")
+    assert "Discrete(2) actions" in text
+    assert "--algo" in text
+
+
+def test_unknown_hyperparameters(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    config = tmp_path / "mine.yml"
+    config.write_text("Pendulum-v1:\n  n_timesteps: 100\n  policy: 'MlpPolicy'\n  denoising_step: 4\n")
+    text = said(capsys, "train", "--env", "Pendulum-v1", "-conf", str(config))
+    assert f"{config}, Pendulum-v1: MBDPO has no hyperparameter 'denoising_step'" in text
+    assert "did you mean 'denoising_steps'?" in text
+    text = said(capsys, "train", "--env", "Pendulum-v1", "-params", "horizn:4")
+    assert "did you mean 'horizon'?" in text
+    assert "strings in quotes" in said(capsys, "train", "--env", "Pendulum-v1", "-params", "preset:debug")
+    assert "no configuration file" in said(capsys, "train", "--env", "Pendulum-v1", "-conf", str(tmp_path / "no.yml"))
+    config.write_text("Pendulum-v1: [")
+    assert "is not YAML" in said(capsys, "train", "--env", "Pendulum-v1", "-conf", str(config))
+    config.write_text("Hopper-v5: {}")
+    assert "no entry for Pendulum-v1" in said(capsys, "train", "--env", "Pendulum-v1", "-conf", str(config))
+
+
+def test_runs_that_are_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    where = ("--env", "Pendulum-v1", "-f", str(tmp_path), "--no-render")
+    assert "no log folder" in said(capsys, "enjoy", *where[:3], str(tmp_path / "nowhere"))
+    assert "train one: mbdpo train --env Pendulum-v1" in said(capsys, "enjoy", *where)
+    (tmp_path / "sac" / "Pendulum-v1_1").mkdir(parents=True)
+    assert "there are runs of sac: add --algo" in said(capsys, "enjoy", *where)
+    (tmp_path / "mbdpo" / "Pendulum-v1_1").mkdir(parents=True)
+    assert "No model found" in said(capsys, "enjoy", *where)
+    assert "was evaluated" in said(capsys, "plot", *where[:4])
+
+
+def test_a_model_of_another_algorithm(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    run = tmp_path / "mbdpo" / "Pendulum-v1_1"
+    run.mkdir(parents=True)
+    SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu").save(run / "Pendulum-v1.zip")
+    where = ("--env", "Pendulum-v1", "-f", str(tmp_path), "--no-render")
+    assert "is a model of another algorithm" in said(capsys, "enjoy", *where)
+    agent = str(run / "Pendulum-v1.zip")
+    assert "is a model of another algorithm" in said(capsys, "train", "--env", "Pendulum-v1", "-i", agent)
+    Path(agent).write_text("nothing")
+    assert "not a model that Stable-Baselines3 saved" in said(capsys, "enjoy", *where)
+    assert "takes the path" in said(capsys, "train", "--env", "Pendulum-v1", "-i", "nowhere.zip")
+
+
+def test_a_model_is_looked_at_without_unpickling(tmp_path: Path):
+    path = tmp_path / "model.zip"
+    content = {
+        "policy_class": {":type:": "<class 'abc.ABCMeta'>", ":serialized:": "gASVAA==", "__module__": "elsewhere"}
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data", json.dumps(content))
+    with pytest.raises(zoo_checks.BadInputError, match="from elsewhere"):
+        zoo_checks.check_saved_model(str(path), "mbdpo")
+    zoo_checks.check_saved_model(str(path), "sac")
+
+
+def test_no_display(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(zoo_checks.BadInputError, match="--no-render"):
+        zoo_checks.check_display()
+    text = said(capsys, "plot", "train", "-a", "mbdpo", "-e", "Pendulum-v1", "-f", "logs")
+    assert "add --save FILE" in text
+
+
+def test_no_ffmpeg(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+    assert "Videos need ffmpeg" in said(capsys, "video", "--env", "Pendulum-v1")
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE")
+    assert "pip install imageio-ffmpeg" in said(capsys, "video", "--env", "Pendulum-v1")
+
+
+def test_references_that_are_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    text = said(capsys, "plot", "--env", "mbdpo/walker-wlak-v0", "--against", "paper", "-f", str(tmp_path))
+    assert "walker-walk" in text
+    text = said(capsys, "plot", "--env", "mbdpo/walker-walk-v0", "--against", "paper", "--methods", "ppo")
+    assert "no method 'ppo'" in text
+
+
+def test_unknown_tasks(capsys: pytest.CaptureFixture[str]):
+    assert "walker-walk" in said(capsys, "tasks", "walker-wlak")
+
+
+def test_checks_pass_where_nothing_is_wrong():
+    before = set(gym.registry)
+    zoo_checks.check_environment("Pendulum-v1")
+    zoo_checks.check_environment("Pendulum-v1", {"g": 5.0})
+    zoo_checks.check_environment("CartPole-v1", continuous=False)
+    with pytest.raises(zoo_checks.BadInputError, match="cannot be made"):
+        zoo_checks.check_environment("Pendulum-v1", {"gravity": 5.0})
+    assert set(gym.registry) == before
