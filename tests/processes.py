@@ -82,9 +82,12 @@ def toy_model(data: Path, **kwargs: Any) -> MBDPO:
 
 
 def learn(data: Path, saved: Path, steps: int, kwargs: dict[str, Any]) -> bool:
-    """Learn together; returns whether this process has said anything."""
-    with contextlib.redirect_stdout(io.StringIO()) as said, process_group(1) as ranks:
-        model = toy_model(data, **kwargs).learn_offline(ShardedDataset(data), steps, log_interval=2, ranks=ranks)
+    """Learn together; returns whether this process has said anything while learning."""
+    with process_group(1) as ranks:
+        # It says itself what device it is on
+        model = toy_model(data, **kwargs)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            model.learn_offline(ShardedDataset(data), steps, log_interval=2, ranks=ranks)
         if ranks.is_main:
             model.save(saved)
     return bool(said.getvalue())
