@@ -113,19 +113,12 @@ class Ranks:
         """
         return value if self.size == 1 else self._reduced(value.detach().clone()) / self.size
 
-    @th.compiler.disable
     def gather(self, value: th.Tensor) -> th.Tensor:
         """
         :param value: This process's rows [n, ...]
         :return: Rows of all processes, process by process [size * n, ...]
         """
-        if self.size == 1:
-            return value
-        value = value.contiguous()
-        parts = [th.empty_like(value) for _ in range(self.size)]
-        with _contact(self):
-            dist.all_gather(parts, value)
-        return th.cat(parts)
+        return value if self.size == 1 else self._gathered(value.contiguous())
 
     def average(self, gradients: Sequence[th.Tensor]) -> None:
         """
@@ -166,6 +159,14 @@ class Ranks:
         seed = th.tensor([np.random.SeedSequence().generate_state(1, np.uint32).item()], dtype=th.int64)
         self.broadcast([seed])
         return int(seed)
+
+    # Collectives stay outside of compiled graphs; a process that is alone has none, and nothing breaks its graphs
+    @th.compiler.disable
+    def _gathered(self, value: th.Tensor) -> th.Tensor:
+        parts = [th.empty_like(value) for _ in range(self.size)]
+        with _contact(self):
+            dist.all_gather(parts, value)
+        return th.cat(parts)
 
     @th.compiler.disable
     def _reduced(self, value: th.Tensor) -> th.Tensor:

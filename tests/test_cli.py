@@ -64,9 +64,11 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]):
     module = cli.COMMANDS[name].target.split(":")[0]
     if not (Path(cli.__file__).parent / f"{module.rpartition('.')[2]}.py").is_file():
         pytest.skip(f"{module} is not part of this package yet")
-    with pytest.raises(SystemExit) as ended:
-        cli.main([name, "--help"])
-    assert ended.value.code == 0
+    try:
+        code = cli.main([name, "--help"])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 0
     assert "usage: mbdpo" in capsys.readouterr().out
 
 
