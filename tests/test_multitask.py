@@ -284,7 +284,7 @@ def test_imagined_steps_of_the_prior_take_each_rows_discount() -> None:
     seen: list[Any] = []
 
     def record(*arguments: Any) -> Any:
-        seen.extend(arguments[-3:-1])
+        seen.extend(arguments[-4:-2])
         return original(*arguments)
 
     original, learner._prior_loss = learner._prior_loss, record
@@ -297,7 +297,7 @@ def test_the_score_network_learns_each_rows_task(monkeypatch: pytest.MonkeyPatch
     seen: dict[str, Any] = {}
 
     def record(model: Any, config: Any, z: th.Tensor, *arguments: Any) -> th.Tensor:
-        *_, seen["task"], seen["discount"], _ = arguments
+        *_, seen["task"], seen["discount"], _, _ = arguments
         return model.score(model.join(z, None, seen["task"]), z.new_zeros(len(z), 3, 3), 1).sum()
 
     monkeypatch.setattr("sb3_mbdpo.updates.score_loss", record)
