@@ -16,7 +16,7 @@ from sb3_mbdpo.encoders import PixelEncoder, StateEncoder
 from sb3_mbdpo.presets import discount_for
 from sb3_mbdpo.released_checkpoints import load_released_checkpoint
 from sb3_mbdpo.suites.registration import DMCONTROL, env_id
-from sb3_mbdpo.task_names import META_WORLD, MT30, MT80
+from sb3_mbdpo.task_names import META_WORLD, MT30, MT80, sizes_of
 from sb3_mbdpo.tasks import Task, TaskSet
 from sb3_mbdpo.world_model import WorldModel
 
@@ -25,21 +25,6 @@ if TYPE_CHECKING:
 
 # Decisions of an episode, by which the released models were trained
 DMCONTROL_LENGTH, META_WORLD_LENGTH = 500, 100
-# Observation entries of the suites' tasks by the first word of their name, and where a task has more than its domain
-WIDTHS = {
-    "walker": 24,
-    "cheetah": 17,
-    "reacher": 6,
-    "acrobot": 6,
-    "pendulum": 3,
-    "cartpole": 5,
-    "cup": 8,
-    "finger": 9,
-    "fish": 24,
-    "hopper": 15,
-    "mw": 39,
-}
-OTHER_WIDTHS = {"finger-turn-easy": 12, "finger-turn-hard": 12, "reacher-three-easy": 8, "reacher-three-hard": 8}
 KNOWN_SETS = {len(names): names for names in (MT30, MT80)}
 
 
@@ -183,8 +168,8 @@ def _task_set(
 
 def _task(name: str, action_dim: int, padded: int, episode_length: int | None) -> Task:
     """A task of the suites is known by its name; of others the width is that of all."""
-    known = name in MT80
-    width = OTHER_WIDTHS.get(name, WIDTHS[name.split("-")[0]]) if known else padded
+    sizes, known = sizes_of(name), name in MT80
+    width = padded if sizes is None else sizes[0]
     default_length = (META_WORLD_LENGTH if name in META_WORLD else DMCONTROL_LENGTH) if known else None
     return Task(
         name,

@@ -10,9 +10,9 @@ import torch as th
 from safetensors.torch import load_file
 
 from sb3_mbdpo import MBDPO, load_released_checkpoint
-from sb3_mbdpo.release_conversion import OTHER_WIDTHS, WIDTHS, convert_released
+from sb3_mbdpo.release_conversion import convert_released
 from sb3_mbdpo.search import SearchNoise
-from sb3_mbdpo.task_names import MT30, MT80
+from sb3_mbdpo.task_names import MT30
 from tests.fakes import ToyEnv
 from tests.test_released_checkpoints import older_layout, weights_of, without
 
@@ -107,15 +107,14 @@ def test_task_tables_of_mt30_and_mt80(tmp_path: Path) -> None:
     th.save(weights | changed, tmp_path / "mt30.pt")
     model = convert_released(tmp_path / "mt30.pt", **READ)
     assert model.tasks.names == MT30 and model.tasks.observation_dim == 24
-    assert model.tasks["reacher-easy"].env_id == "mbdpo/reacher-easy-v0" and model.tasks["cup-spin"].env_id is None
+    assert (
+        model.tasks["reacher-easy"].env_id == "mbdpo/reacher-easy-v0"
+        and model.tasks["cup-spin"].env_id == "mbdpo/cup-spin-v0"
+    )
     assert model.tasks["walker-run"].discount == 0.99 and model.tasks["reacher-three-hard"].observation_dim == 8
     observation = {"observation": np.zeros((2, 24), np.float32), "task": np.array([0, 29])}
     model.policy.act_mode = "prior"
     assert model.predict(observation, deterministic=True)[0].shape == (2, model.tasks.action_dim)
-
-
-def test_every_task_of_the_suites_has_a_width() -> None:
-    assert all(OTHER_WIDTHS.get(name, WIDTHS[name.split("-")[0]]) for name in MT80)
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
