@@ -156,7 +156,15 @@ def test_report(log_folder: Path):
 def test_ctrl_c_saves_what_there_is(tmp_path: Path):
     command = [sys.executable, "-m", "sb3_mbdpo", *TRAIN, "-n", "1000000", "-f", str(tmp_path), "--eval-freq", "-1"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, *DEBUG], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, *DEBUG],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background the signal is ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     monitor = tmp_path / "mbdpo" / f"{ENV_ID}_1" / "0.monitor.csv"
     deadline = time.monotonic() + 500
     # Two lines of header, then a line for each episode
@@ -165,7 +173,10 @@ def test_ctrl_c_saves_what_there_is(tmp_path: Path):
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
+    try:
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == 0, errors
     assert (monitor.parent / f"{ENV_ID}.zip").is_file()
     assert (monitor.parent / "versions.txt").is_file()
