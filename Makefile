@@ -20,7 +20,8 @@ THREADS ?= 1
 EVAL_FREQ ?= 500
 EVAL_EPISODES ?= 3
 TRAIN_ARGS ?=
-PYTEST_ARGS ?=
+# One test process a core; -n 0 for one process alone, e.g. to debug
+PYTEST_ARGS ?= -n auto
 
 comma := ,
 TRAIN_STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
@@ -55,7 +56,7 @@ types: $(TEST_STAMP) ## mypy over the package
 	$(BIN)/mypy
 
 # One thread per process: for networks this small a second thread costs more than it brings.
-pytest: $(TEST_STAMP) ## the tests alone; e.g. make pytest PYTEST_ARGS="-n auto -k zoo"
+pytest: $(TEST_STAMP) ## the tests alone; e.g. make pytest PYTEST_ARGS="-k zoo"
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 benchmark: $(TEST_STAMP) ## learning curves of MBDPO and SAC on ENV (one seed, about ten minutes)
