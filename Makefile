@@ -20,8 +20,9 @@ THREADS ?= 1
 EVAL_FREQ ?= 500
 EVAL_EPISODES ?= 3
 TRAIN_ARGS ?=
-# One test process a core; -n 0 for one process alone, e.g. to debug
-PYTEST_ARGS ?= -n auto
+# Test processes: one a core; WORKERS=0 for none beside pytest's own, e.g. to debug
+WORKERS ?= auto
+PYTEST_ARGS ?=
 
 comma := ,
 TRAIN_STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
@@ -57,7 +58,7 @@ types: $(TEST_STAMP) ## mypy over the package
 
 # One thread per process: for networks this small a second thread costs more than it brings.
 pytest: $(TEST_STAMP) ## the tests alone; e.g. make pytest PYTEST_ARGS="-k zoo"
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 benchmark: $(TEST_STAMP) ## learning curves of MBDPO and SAC on ENV (one seed, about ten minutes)
 	$(BIN)/python -m tests.benchmarks.learning --task $(ENV) --algos mbdpo sac --seeds $(SEED) --threads $(THREADS)
