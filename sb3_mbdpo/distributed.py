@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch as th
@@ -160,19 +160,24 @@ class Ranks:
         self.broadcast([seed])
         return int(seed)
 
-    # Collectives stay outside of compiled graphs; a process that is alone has none, and nothing breaks its graphs
-    @th.compiler.disable
+    # Collectives stay outside of compiled graphs; a process that is alone has none, and nothing breaks its graphs. Not
+    # as decorators: these import torch's whole compiler, for everybody
     def _gathered(self, value: th.Tensor) -> th.Tensor:
-        parts = [th.empty_like(value) for _ in range(self.size)]
-        with _contact(self):
-            dist.all_gather(parts, value)
-        return th.cat(parts)
+        def gather() -> th.Tensor:
+            parts = [th.empty_like(value) for _ in range(self.size)]
+            with _contact(self):
+                dist.all_gather(parts, value)
+            return th.cat(parts)
 
-    @th.compiler.disable
+        return cast(th.Tensor, th.compiler.disable(gather)())
+
     def _reduced(self, value: th.Tensor) -> th.Tensor:
-        with _contact(self):
-            dist.all_reduce(value)
-        return value
+        def reduce() -> th.Tensor:
+            with _contact(self):
+                dist.all_reduce(value)
+            return value
+
+        return cast(th.Tensor, th.compiler.disable(reduce)())
 
     # --- agreement ----------------------------------------------------------------------------------------------
 
