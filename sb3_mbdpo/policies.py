@@ -25,6 +25,7 @@ from sb3_mbdpo.search import (
     SearchNoise,
     SearchResult,
     SearchStep,
+    check_act_mode,
     draw_noise,
     prior_rollouts,
     score_plan,
@@ -34,7 +35,6 @@ from sb3_mbdpo.task_policy import TaskPolicy
 from sb3_mbdpo.tasks import OBSERVATION_KEY, TaskSet, check_task_spaces
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
 
-ACT_MODES = ("search", "score", "prior")
 # Arguments that override entries of the size table
 SIZE_ARGUMENTS = ("enc_dim", "num_enc_layers", "mlp_dim", "latent_dim", "n_critics", "num_channels")
 
@@ -580,18 +580,6 @@ class MBDPOPolicy(TaskPolicy):
 def _read_terminates(module: nn.Module, _incompatible_keys: Any) -> None:
     policy = cast(MBDPOPolicy, module)
     policy.episodic = bool(policy.terminates.item())
-
-
-def check_act_mode(act_mode: str, with_score: bool) -> None:
-    """
-    :param act_mode: How to act
-    :param with_score: Whether a score network is trained
-    :raises ValueError: for an unknown mode, or "score" without a score network
-    """
-    if act_mode not in ACT_MODES:
-        raise ValueError(f'act_mode must be "search", "score" or "prior", got {act_mode!r}.')
-    if act_mode == "score" and not with_score:
-        raise ValueError('act_mode="score" needs a trained score network: pass score_coef > 0.')
 
 
 class MlpPolicy(MBDPOPolicy):

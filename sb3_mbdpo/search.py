@@ -21,6 +21,21 @@ DETERMINISTIC_SEED = 0
 MIN_STD = 1e-4
 
 
+ACT_MODES = ("search", "score", "prior")
+
+
+def check_act_mode(act_mode: str, with_score: bool) -> None:
+    """
+    :param act_mode: How to act
+    :param with_score: Whether a score network is trained
+    :raises ValueError: for an unknown mode, or "score" without a score network
+    """
+    if act_mode not in ACT_MODES:
+        raise ValueError(f'act_mode must be "search", "score" or "prior", got {act_mode!r}.')
+    if act_mode == "score" and not with_score:
+        raise ValueError('act_mode="score" needs a trained score network: pass score_coef > 0.')
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """

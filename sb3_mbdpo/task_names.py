@@ -1,4 +1,4 @@
-"""Names and sizes of the tasks in the authors' multi-task data, in the order of their indices."""
+"""Names of the tasks in the authors' multi-task data, in the order of their indices, and sizes of the paper's tasks."""
 
 # DMControl, 30 tasks: the suite's own and eleven more
 MT30 = (
@@ -90,7 +90,7 @@ META_WORLD = (
 
 MT80 = MT30 + META_WORLD
 
-# Observation entries and actions, by the first part of a name; those of three-link reachers and turning fingers differ
+# Observation entries and actions, by the beginning of a name: the longest that is here counts
 SIZES = {
     "walker": (24, 6),
     "cheetah": (17, 6),
@@ -104,8 +104,29 @@ SIZES = {
     "finger-turn": (12, 2),
     "fish": (24, 5),
     "hopper": (15, 4),
+    "quadruped": (78, 12),
+    "humanoid": (67, 21),
+    "dog": (223, 38),
     "mw": (39, 4),
+    "myo-reach": (115, 39),
+    "myo-pose": (108, 39),
+    "myo-obj-hold": (91, 39),
+    "myo-key-turn": (93, 39),
+    "myo-pen-twirl": (83, 39),
 }
+
+
+def sizes_by_name(task: str) -> tuple[int, int] | None:
+    """
+    :param task: The paper's name of a task
+    :return: Its observation entries and actions; None where they are not known
+
+    >>> sizes_by_name("finger-turn-easy"), sizes_by_name("myo-obj-hold-hard"), sizes_by_name("pick-cube")
+    ((12, 2), (91, 39), None)
+    """
+    parts = task.split("-")
+    beginnings = ("-".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((SIZES[beginning] for beginning in beginnings if beginning in SIZES), None)
 
 
 def sizes_of(task: str) -> tuple[int, int] | None:
@@ -116,7 +137,4 @@ def sizes_of(task: str) -> tuple[int, int] | None:
     >>> sizes_of("finger-turn-easy"), sizes_of("finger-spin"), sizes_of("mw-push")
     ((12, 2), (9, 2), (39, 4))
     """
-    if task not in MT80:
-        return None
-    parts = task.split("-")
-    return SIZES.get("-".join(parts[:2])) or SIZES[parts[0]]
+    return sizes_by_name(task) if task in MT80 else None

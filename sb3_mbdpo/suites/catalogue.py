@@ -19,7 +19,7 @@ from sb3_mbdpo.suites.registration import (
     VISUAL,
     env_id,
 )
-from sb3_mbdpo.task_names import META_WORLD, MT30, MT80
+from sb3_mbdpo.task_names import META_WORLD, MT30, MT80, sizes_by_name
 from sb3_mbdpo.tasks import Task, TaskSet
 
 
@@ -78,38 +78,6 @@ SUITES = {
     "maniskill": Suite("ManiSkill", "mani_skill", "maniskill"),
 }
 
-# Observations and actions, by the task's name or else by the first word of it
-SIZES = {
-    "walker": (24, 6),
-    "cheetah": (17, 6),
-    "reacher": (6, 2),
-    "reacher-three-easy": (8, 3),
-    "reacher-three-hard": (8, 3),
-    "acrobot": (6, 1),
-    "pendulum": (3, 1),
-    "cartpole": (5, 1),
-    "cup": (8, 2),
-    "finger-spin": (9, 2),
-    "finger-turn-easy": (12, 2),
-    "finger-turn-hard": (12, 2),
-    "fish": (24, 5),
-    "hopper": (15, 4),
-    "quadruped": (78, 12),
-    "humanoid": (67, 21),
-    "dog": (223, 38),
-    "mw": (39, 4),
-    "myo-reach": (115, 39),
-    "myo-reach-hard": (115, 39),
-    "myo-pose": (108, 39),
-    "myo-pose-hard": (108, 39),
-    "myo-obj-hold": (91, 39),
-    "myo-obj-hold-hard": (91, 39),
-    "myo-key-turn": (93, 39),
-    "myo-key-turn-hard": (93, 39),
-    "myo-pen-twirl": (83, 39),
-    "myo-pen-twirl-hard": (83, 39),
-}
-
 TASK_SETS: dict[str, tuple[str, ...]] = {
     "mt30": MT30,
     "mt80": MT80,
@@ -143,7 +111,7 @@ def suite_entry(task: str) -> SuiteEntry:
     :raises ValueError: for a name that none of them has
     """
     suite = suite_of(task)
-    observations, actions = SIZES.get(task) or SIZES.get(task.split("-")[0]) or (None, None)
+    observations, actions = sizes_by_name(task) or (None, None)
     decisions = DMCONTROL_DECISIONS if suite is SUITES["dmcontrol"] else MANIPULATION_DECISIONS
     pixels_id = env_id(task, pixels=True) if task in VISUAL else None
     return SuiteEntry(task, env_id(task), suite, observations, actions, decisions, pixels_id)

@@ -28,7 +28,8 @@ from tests.benchmarks.arithmetic import update_flops
 from tests.processes import launch, learn, toy_model, toy_shards
 
 FLOAT = 4
-# Of TD-MPC2's multi-task pretraining, whose data the paper takes
+# Of TD-MPC2, whose data the paper takes: `steps` in its released config.yaml, and the batch of its README's command
+# for mt80 with 48 million parameters
 UPDATES, BATCH = 10_000_000, 1024
 GPUS = (1, 8, 64)
 # 39 observations, 6 actions and a reward, in rows of H + 1 a window
@@ -241,8 +242,9 @@ def page(measurements: str | None) -> str:
         "float32, without activations. Averaged: gradients that each GPU sends and receives (twice, in a ring).",
         counted(),
         "## The whole pretraining",
-        f"{UPDATES:,} updates of {BATCH} windows, as TD-MPC2 pretrained on the same data; what the paper used is not "
-        "known. Arithmetic is shared evenly, communication follows it without overlap. Assumed, not measured:",
+        f"{UPDATES:,} updates of {BATCH} windows, the released settings of TD-MPC2 on the same data (`steps` in its "
+        "config.yaml, the batch of its README's mt80 command); what the paper used is not known. Arithmetic is shared "
+        "evenly, communication follows it without overlap. Assumed, not measured:",
         assumptions,
         *(f"{machine.name}:\n\n{whole(machine)}" for machine in MACHINES),
         "On 64 GPUs `score_batch_size` must be a multiple of 64. Read as calculated: at this batch replicas beyond "
