@@ -17,14 +17,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from sb3_mbdpo.checkpoint_config import CARD, CURVE, VIDEO, describe_env, read_config
 from sb3_mbdpo.checkpoints import load_checkpoint, write_checkpoint
 from sb3_mbdpo.hub_evaluation import EVALUATION_SEED, evaluate_model, evaluation_sources, record_video
-from sb3_mbdpo.hub_transfer import (
-    check_account,
-    download_checkpoint,
-    refuse_missing_folder,
-    require_token,
-    upload_checkpoint,
-)
-from sb3_mbdpo.model_card import keeps_hand_written, make_card
 from sb3_mbdpo.multitask import UNKNOWN_EPISODE_LENGTH, MultiTaskAlgorithm
 from sb3_mbdpo.multitask_env import EnvSource, make_task_env
 from sb3_mbdpo.normalization import Normalization
@@ -129,9 +121,12 @@ class HubAlgorithm(MultiTaskAlgorithm):
         :raises ValueError: for what a checkpoint cannot hold, or if there is nothing to evaluate in
         :raises OSError: if it cannot be written; a previous checkpoint stays as it was
         """
+        # The Hub's client is imported where it is used: it takes a while, and reads its settings at that moment
+        from sb3_mbdpo import hub_transfer, model_card
+
         model, folder = cast("MBDPO", self), Path(save_directory)
         if push_to_hub:
-            require_token(push_kwargs.get("token"))
+            hub_transfer.require_token(push_kwargs.get("token"))
         curve = None if learning_curve is None else Path(learning_curve).read_bytes()
         if n_eval_episodes > 0:
             results = evaluate_model(model, n_eval_episodes, eval_envs, eval_seed, progress_bar)
@@ -154,15 +149,15 @@ class HubAlgorithm(MultiTaskAlgorithm):
             results,
             others,
         )
-        if not keeps_hand_written(folder / CARD):
-            card = make_card(
+        if not model_card.keeps_hand_written(folder / CARD):
+            card = model_card.make_card(
                 config, repo_id or str(save_directory), results, command, license, tuple(notes), curve is not None
             )
             card.save(folder / CARD)
         if push_to_hub:
             if repo_id is None:
                 raise ValueError("push_to_hub=True needs repo_id, the repository to push to.")
-            upload_checkpoint(folder, repo_id, **push_kwargs)
+            hub_transfer.upload_checkpoint(folder, repo_id, **push_kwargs)
         return folder
 
     def push_to_hub(
@@ -197,8 +192,10 @@ class HubAlgorithm(MultiTaskAlgorithm):
         :raises ValueError: for what a checkpoint cannot hold
         :raises OSError: without a token or a network, or if the Hub refuses, saying what to do
         """
+        from sb3_mbdpo import hub_transfer
+
         model = cast("MBDPO", self)
-        check_account(token)
+        hub_transfer.check_account(token)
         known = evaluation_sources(model, save_kwargs.get("eval_envs"))
         if n_eval_episodes is None:
             n_eval_episodes = 10 if known and save_kwargs.get("results") is None else 0
@@ -209,7 +206,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
             self.save_pretrained(
                 path, repo_id=repo_id, n_eval_episodes=n_eval_episodes, video=video and bool(known), **save_kwargs
             )
-            return upload_checkpoint(
+            return hub_transfer.upload_checkpoint(
                 path,
                 repo_id,
                 commit_message=commit_message,
@@ -257,10 +254,12 @@ class HubAlgorithm(MultiTaskAlgorithm):
         name = pretrained_model_name_or_path
         folder, is_repo = Path(name).expanduser(), False
         if not folder.is_dir():
-            refuse_missing_folder(name)
-            folder, is_repo = (
-                download_checkpoint(str(name), revision, token, cache_dir, local_files_only, force_download),
-                True,
+            from sb3_mbdpo import hub_transfer
+
+            hub_transfer.refuse_missing_folder(name)
+            is_repo = True
+            folder = hub_transfer.download_checkpoint(
+                str(name), revision, token, cache_dir, local_files_only, force_download
             )
         model = load_checkpoint(cast("type[MBDPO]", cls), folder, env, device, custom_objects, **kwargs)
         model._hub_source = (str(name), read_config(folder).fingerprint) if is_repo else None

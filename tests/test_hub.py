@@ -186,3 +186,12 @@ def test_hostile_repositories_run_no_code_take_no_memory_and_write_only_to_the_c
     assert attacked.found["peak megabytes"] < 1000
     assert {Path(path).parts[0] for path in attacked.found["written"]} == {"hf"}
     assert attacked.found["new modules"] == []
+
+
+def test_importing_the_package_leaves_the_client_and_the_compiler_alone() -> None:
+    """Both take a while; the client also reads its settings from the environment when it is imported."""
+    code = (
+        "import sys, sb3_mbdpo; print([name for name in ('huggingface_hub', 'torch._dynamo') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

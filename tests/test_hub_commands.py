@@ -62,14 +62,14 @@ def test_mistakes_are_one_line_and_code_1(
 
 def test_push_of_a_zip_evaluates_and_writes_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     MBDPO("MlpPolicy", "CheckpointPendulum-v0", **QUICK).save(tmp_path / "agent.zip")
-    monkeypatch.setattr("sb3_mbdpo.hub.check_account", lambda token: None)
+    monkeypatch.setattr("sb3_mbdpo.hub_transfer.check_account", lambda token: None)
     uploaded = {}
 
     def upload(folder: Path, repo_id: str, **kwargs: object) -> str:
         uploaded.update({path.name: path.read_bytes() for path in Path(folder).iterdir()}, repo_id=repo_id, **kwargs)
         return "https://address"
 
-    monkeypatch.setattr("sb3_mbdpo.hub.upload_checkpoint", upload)
+    monkeypatch.setattr("sb3_mbdpo.hub_transfer.upload_checkpoint", upload)
     arguments = [str(tmp_path / "agent.zip"), "me/agent", "-n", "2", "--command", "python x.py", "--private"]
     assert hub_commands.push([*arguments, "--dataset", "me/data-v0"]) == 0
     assert uploaded["repo_id"] == "me/agent" and uploaded["private"] is True and uploaded["create_pr"] is None
