@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import sys
@@ -107,6 +108,14 @@ def offline() -> dict[str, Any]:
     }
 
 
+def peak_megabytes() -> float:
+    """Largest resident memory of this process alone; `ru_maxrss` starts at what the process that forked it had."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # other systems do not hand the figure down
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
+
+
 def attacked(names: list[str]) -> dict[str, Any]:
     """Load every hostile repository."""
     MBDPO.from_pretrained  # noqa: B018 (imported before modules are counted)
@@ -115,7 +124,7 @@ def attacked(names: list[str]) -> dict[str, Any]:
     new = {name.partition(".")[0] for name in set(sys.modules) - before}
     return {
         "errors": errors,
-        "peak megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak megabytes": peak_megabytes(),
         "new modules": sorted(new & {"os.system", "antigravity", "pickletools", "this"}),
     }
 

@@ -183,7 +183,7 @@ def test_hostile_repositories_are_refused_by_a_message_of_their_own(attacked: Ou
 def test_hostile_repositories_run_no_code_take_no_memory_and_write_only_to_the_cache(attacked: Outcome) -> None:
     assert len(CASES) >= 25 and set(attacked.found["errors"]) == set(CASES)
     assert not (attacked.folder / MARKER).exists()
-    assert attacked.found["peak megabytes"] < 1000
+    assert 100 < attacked.found["peak megabytes"] < 1000
     assert {Path(path).parts[0] for path in attacked.found["written"]} == {"hf"}
     assert attacked.found["new modules"] == []
 
