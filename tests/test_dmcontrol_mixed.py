@@ -61,8 +61,9 @@ def test_report_of_what_is_there(modules: dict[str, ModuleType], tmp_path: Path)
     for seed, value in ((0, 80.0), (1, 120.0)):
         write(f"finetune walker-run {seed}", task="walker-run", seed=seed, curve=curve(50.0, value))
         write(f"scratch walker-run {seed}", task="walker-run", seed=seed, curve=curve(0.0, value - 60))
-        found = {"returns": [value], "action_drift": 0.5, "cross_td_error": 0.25, "data_returns": [10.0, 30.0]}
-        write(f"single walker-walk 0.01 {seed}", task="walker-walk", energy_coef=0.01, seed=seed, **found)
+        acting = {str(eta): {"returns": [value + eta], "action_drift": 0.5} for eta in study.ENERGY_COEFS}
+        found = {"energy_coefs": acting, "cross_td_error": 0.25, "data_returns": [10.0, 30.0]}
+        write(f"single walker-walk {seed}", task="walker-walk", seed=seed, prior_returns=[value / 4], **found)
         write(f"clone walker-walk {seed}", task="walker-walk", seed=seed, returns=[value / 2])
     report.write_report(tmp_path)
     text = (tmp_path / report.RESULTS).read_text()
@@ -73,7 +74,8 @@ def test_report_of_what_is_there(modules: dict[str, ModuleType], tmp_path: Path)
         "| walker-run, from scratch (2 seeds) | 0 [0] | 40 [20] |",
         "| walker-walk | the data's own | 20 |",
         "| walker-walk | behaviour cloning (2 seeds) | 50 [40] |",
-        "| walker-walk | MBDPO, eta 0.01 (2 seeds) | 100 [80] | 0.500 | 0.250 |",
+        "| walker-walk | MBDPO, search, eta 0.01 (2 seeds) | 100 [80] | 0.500 | 0.250 |",
+        "| walker-walk | MBDPO, prior alone (2 seeds) | 25 [20] |  | 0.250 |",
     ):
         assert row in text, text
     assert all((tmp_path / name).stat().st_size > 0 for name in (report.PRETRAINING, report.FINETUNING))

@@ -92,13 +92,15 @@ def _single_table(results: list[dict[str, Any]], clones: list[dict[str, Any]]) -
         cloned = [np.mean(result["returns"]) for result in clones if result["task"] == task]
         if cloned:
             rows.append([task, f"behaviour cloning ({len(cloned)} seeds)", _mean_worst(cloned), "", ""])
+        runs = [result for result in results if result["task"] == task]
+        error = f"{np.mean([run['cross_td_error'] for run in runs]):.3f}"
         for coef in ENERGY_COEFS:
-            runs = [result for result in results if (result["task"], result["energy_coef"]) == (task, coef)]
-            if runs:
-                drift = np.mean([run["action_drift"] for run in runs])
-                error = np.mean([run["cross_td_error"] for run in runs])
-                returns = _mean_worst([np.mean(run["returns"]) for run in runs])
-                rows.append([task, f"MBDPO, eta {coef} ({len(runs)} seeds)", returns, f"{drift:.3f}", f"{error:.3f}"])
+            acting = [run["energy_coefs"][str(coef)] for run in runs]
+            drift = f"{np.mean([found['action_drift'] for found in acting]):.3f}"
+            returns = _mean_worst([np.mean(found["returns"]) for found in acting])
+            rows.append([task, f"MBDPO, search, eta {coef} ({len(runs)} seeds)", returns, drift, error])
+        returns = _mean_worst([np.mean(run["prior_returns"]) for run in runs])
+        rows.append([task, f"MBDPO, prior alone ({len(runs)} seeds)", returns, "", error])
     return _table(["task", "learned by", "return, mean [worst]", "action drift", "cross-TD error"], rows)
 
 

@@ -50,7 +50,7 @@ def stages() -> list[list[str]]:
     rest = [size for size in SIZES if size != FINETUNED_SIZE]
     scratch = [f"scratch {task} {seed}" for seed in SEEDS for task in HELD_OUT]
     finetune = [f"finetune {task} {seed}" for seed in SEEDS for task in HELD_OUT]
-    single = [f"single {task} {coef} {seed}" for seed in SEEDS for task in SINGLE_TASKS for coef in ENERGY_COEFS]
+    single = [f"single {task} {seed}" for seed in SEEDS for task in SINGLE_TASKS]
     clone = [f"clone {task} {seed}" for seed in SEEDS for task in SINGLE_TASKS]
     return [
         [f"collect {task}" for task in TASKS],

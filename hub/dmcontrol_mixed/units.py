@@ -11,6 +11,7 @@ from online import LearningCurve, eval_env, play, train_from_scratch
 from stable_baselines3.common.logger import configure
 from study import (
     COLLECT_STEPS,
+    ENERGY_COEFS,
     FINETUNE_STEPS,
     FINETUNED_SIZE,
     HELD_OUT,
@@ -79,26 +80,31 @@ def scratch(out: Path, task: str, seed: str) -> dict[str, Any]:
     return {"task": task, "seed": int(seed), "curve": _curve(curve)}
 
 
-def single(out: Path, task: str, coef: str, seed: str) -> dict[str, Any]:
-    """Learn one task from its data alone, with a weight of the energy."""
-    name = f"single-{task}-{coef}-{seed}"
-    model = MBDPO.from_minari(dataset_id(task), energy_coef=float(coef), seed=int(seed), **OFFLINE)
+def single(out: Path, task: str, seed: str) -> dict[str, Any]:
+    """Learn one task from its data alone, and act with each weight of the energy, of which training knows nothing."""
+    name = f"single-{task}-{seed}"
+    model = MBDPO.from_minari(dataset_id(task), seed=int(seed), score_coef=0.0, **OFFLINE)
     model.set_logger(configure(str(out / name), ["csv"]))
     data = _shards(out, task)
     model.learn_offline(data, SINGLE_STEPS, log_interval=500)
-    returns = play(model, task, EVAL_EPISODES)
-    observations = data.sample(256).observations[0].numpy()
-    planned, _ = model.predict(observations, deterministic=True)
-    # What the critics bootstrap from
-    model.policy.act_mode = "prior"
-    followed, _ = model.predict(observations, deterministic=True)
+    model.save(out / f"{name}.zip")
     log = pd.read_csv(out / name / "progress.csv")
+    observations = data.sample(256).observations[0].numpy()
+    acting = {}
+    for coef in ENERGY_COEFS:
+        model = MBDPO.load(out / f"{name}.zip", energy_coef=coef, device="cpu")
+        returns = play(model, task, EVAL_EPISODES)
+        planned, _ = model.predict(observations, deterministic=True)
+        # What the critics bootstrap from
+        model.policy.act_mode = "prior"
+        followed, _ = model.predict(observations, deterministic=True)
+        drift = float(np.linalg.norm(planned - followed, axis=1).mean())
+        acting[str(coef)] = {"returns": returns, "action_drift": drift}
     return {
         "task": task,
-        "energy_coef": float(coef),
         "seed": int(seed),
-        "returns": returns,
-        "action_drift": float(np.linalg.norm(planned - followed, axis=1).mean()),
+        "energy_coefs": acting,
+        "prior_returns": play(model, task, EVAL_EPISODES),
         "cross_td_error": float(log["train/cross_td_error"].iloc[-4:].mean()),
         "data_returns": _returns(minari.load_dataset(dataset_id(task))),
     }
