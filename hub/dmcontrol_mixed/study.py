@@ -29,9 +29,9 @@ SIZES = (0.02, 0.05, 0.1)
 # The one that is fine-tuned
 FINETUNED_SIZE = 0.1
 SEEDS = (0, 1, 2)
-SINGLE_TASKS = ("walker-walk",)
+SINGLE_TASKS = ("walker-walk", "reacher-easy")
 ENERGY_COEFS = (0.0, 0.01, 0.1)
-COLLECT_STEPS, PRETRAIN_STEPS, SINGLE_STEPS, FINETUNE_STEPS = 10_000, 10_000, 3_000, 10_000
+COLLECT_STEPS, PRETRAIN_STEPS, SINGLE_STEPS, FINETUNE_STEPS = 10_000, 20_000, 8_000, 10_000
 FOLDER = Path(__file__).resolve().parent
 
 

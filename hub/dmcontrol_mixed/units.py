@@ -49,7 +49,8 @@ def collect(out: Path, task: str) -> dict[str, Any]:
 def pretrain(out: Path, size: str) -> dict[str, Any]:
     """Learn all six tasks in one model of a size from data alone."""
     data = {task: dataset_id(task) for task in TASKS}
-    model = MBDPO.from_minari(data, model_size=float(size), seed=0, **OFFLINE)
+    # Twice the windows for six times the tasks
+    model = MBDPO.from_minari(data, model_size=float(size), seed=0, **OFFLINE | {"batch_size": 256})
     model.set_logger(configure(str(out / f"pretrain-{size}"), ["csv", "stdout"]))
     model.learn_offline(data, PRETRAIN_STEPS, shards_dir=out / "shards")
     model.save(out / f"pretrain-{size}.zip")
