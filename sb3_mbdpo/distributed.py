@@ -190,7 +190,7 @@ class Ranks:
         """
         if self.size == 1:
             return
-        told: list[dict[str, str]] = [json.loads(text) for text in self._gather_texts(json.dumps(dict(facts)))]
+        told: list[dict[str, str]] = [json.loads(text) for text in self.gather_texts(json.dumps(dict(facts)))]
         names = dict.fromkeys(name for facts_there in told for name in facts_there)
         found = []
         for name in names:
@@ -217,8 +217,11 @@ class Ranks:
         """
         return Together(self)
 
-    def _gather_texts(self, text: str) -> list[str]:
-        """Texts of all processes, by rank; as plain bytes, which cannot do anything."""
+    def gather_texts(self, text: str) -> list[str]:
+        """
+        :param text: This process's
+        :return: Texts of all processes, by rank; they travel as plain bytes, which cannot do anything
+        """
         own = th.tensor(list(text.encode()), dtype=th.uint8)
         lengths = self.gather(th.tensor([len(own)]))
         padded = th.zeros(int(lengths.max()), dtype=th.uint8)
@@ -261,7 +264,7 @@ class Together:
         self.stop = bool(state >= STOPS)
         if int(state) < FAILED:
             return
-        texts = self.ranks._gather_texts("" if error is None else f"{type(error).__name__}: {error}")
+        texts = self.ranks.gather_texts("" if error is None else f"{type(error).__name__}: {error}")
         if error is None:
             causes = [f"process {rank} has failed ({text})" for rank, text in enumerate(texts) if text]
             raise OtherProcessError(f"Stopped, because {' and '.join(causes)}.")

@@ -19,6 +19,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from sb3_mbdpo.adaptation import set_trainable
 from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
 from sb3_mbdpo.buffers import SequenceReplayBuffer, SequenceSamples
+from sb3_mbdpo.distributed import ALONE, Ranks
+from sb3_mbdpo.distributed_learning import learn_together
 from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.hub import HubAlgorithm
 from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
@@ -428,13 +430,14 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         assert self.replay_buffer is not None and self.warmup_updates is not None
         self._prepare_updates()
         if self._n_updates == 0 and self.warmup_updates > 0:
-            if self.verbose >= 1:
+            if self.verbose >= 1 and self.learner.ranks.is_main:
                 print(f"Warm-up: {self.warmup_updates} updates on what was collected at random")
             gradient_steps += self.warmup_updates
         for _ in range(gradient_steps):
             self._update(self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if self.device.type == "cpu":
+        # Where reading costs nothing; those of several processes are averaged first, when they are logged
+        if self.device.type == "cpu" and self.learner.ranks.size == 1:
             self._record_metrics()
 
     def _prepare_updates(self) -> None:
@@ -476,9 +479,17 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         tb_log_name: str = "MBDPO",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        ranks: Ranks = ALONE,
     ) -> SelfMBDPO:
         """
         Collect experience and learn from it.
+
+        With several processes (see :func:`~sb3_mbdpo.distributed.process_group`) all call this with the same arguments
+        on models of the same arguments, each with as many environments of its own and its own replay buffer. They begin
+        with the first one's weights and share each batch of ``batch_size`` windows. Steps, episodes and
+        ``learning_starts`` count over all of them. Callbacks (whose locals are those of the first process), logs and
+        evaluation are the first one's alone, but for those that say otherwise, such as
+        :class:`~sb3_mbdpo.shared_checkpoints.SharedCheckpoints`; a callback must not change the model.
 
         :param total_timesteps: Environment steps in all
         :param callback: Callback(s) called at every step
@@ -486,8 +497,17 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         :param tb_log_name: Name of the run in tensorboard
         :param reset_num_timesteps: Start counting from zero
         :param progress_bar: Show a progress bar
+        :param ranks: The processes that share each batch
         :return: The model itself
+        :raises ValueError: with several processes, for what cannot be shared or is not the same in all of them
+        :raises LostProcessError: if another process has ended
+        :raises OtherProcessError: if another process has failed
         """
+        if ranks.size > 1:
+            learn_together(
+                self, ranks, total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+            )
+            return self
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     # --- looking inside -------------------------------------------------------------------------------------------

@@ -166,9 +166,12 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         assert isinstance(self._last_obs, dict)
         for index, info in zip(self._last_obs[TASK_KEY].reshape(-1), infos, strict=True):
             if "episode" in info:
-                returns = self._task_returns.setdefault(tasks.names[index], [])
-                returns.append(float(info["episode"]["r"]))
-                del returns[: -self._stats_window_size]
+                self._add_task_return(tasks.names[index], float(info["episode"]["r"]))
+
+    def _add_task_return(self, task: str, episode_return: float) -> None:
+        returns = self._task_returns.setdefault(task, [])
+        returns.append(episode_return)
+        del returns[: -self._stats_window_size]
 
     def dump_logs(self) -> None:
         """Write log data, mean returns of each task included."""

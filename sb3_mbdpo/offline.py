@@ -12,7 +12,6 @@ import gymnasium as gym
 from gymnasium import spaces
 from stable_baselines3.common import utils
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
@@ -20,6 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_mbdpo.buffers import SequenceSamples
 from sb3_mbdpo.distributed import ALONE, Ranks
+from sb3_mbdpo.distributed_learning import StepsBar, callbacks_of
 from sb3_mbdpo.metrics import RunningMeans
 from sb3_mbdpo.minari_data import convert_tasks
 from sb3_mbdpo.minari_export import export_minari
@@ -29,7 +29,7 @@ from sb3_mbdpo.multitask_env import EnvSource, make_multitask_env
 from sb3_mbdpo.offline_evaluation import OfflineEvaluation, TasksEvaluation, eval_envs
 from sb3_mbdpo.offline_tasks import TaskWindows, check_tasks, present, task_set_of_data, with_references
 from sb3_mbdpo.presets import discount_for, learning_starts_for
-from sb3_mbdpo.replicas import check_no_drift, facts_of_data, facts_of_model, share_state
+from sb3_mbdpo.replicas import check_no_drift, facts_of_data, join
 from sb3_mbdpo.shard_format import TaskData
 from sb3_mbdpo.shards import ShardedDataset
 
@@ -124,12 +124,13 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         }.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        callbacks = _as_list(callback) if ranks.is_main else []
+        callbacks = callbacks_of(callback) if ranks.is_main else []
         with ranks.together():
             # Before what may be a long conversion
             envs = self._eval_envs(eval_env) if ranks.is_main else None
             data = self._open_data(dataset, shards_dir)
-        self._join(ranks, data, gradient_steps, log_interval)
+        facts = {"gradient steps to do": str(gradient_steps), "log_interval": str(log_interval)}
+        join(ranks, cast("MBDPO", self), facts_of_data(data) | facts)
         windows = data if self.tasks is None else TaskWindows(data, self.tasks)
         if self.seed is None and ranks.size > 1:
             windows.seed(ranks.shared_seed())
@@ -139,7 +140,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         elif envs is not None:
             callbacks.append(OfflineEvaluation(envs, present(data.tasks)[0], eval_freq, n_eval_episodes))
         if progress_bar and ranks.is_main:
-            callbacks.append(GradientStepsBar())
+            callbacks.append(StepsBar())
         if self.episodic is None and data.has_terminations():
             self.policy.mark_episodic()
         self._counts_offline_steps = True
@@ -171,17 +172,6 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
                 callback.on_training_end()
         _close(envs, eval_env)
         return self
-
-    def _join(self, ranks: Ranks, data: ShardedDataset, gradient_steps: int, log_interval: int) -> None:
-        """Make one model of those of all processes, or refuse in all of them."""
-        if ranks.size == 1:
-            return
-        facts = facts_of_model(cast("MBDPO", self)) | facts_of_data(data)
-        ranks.agree(facts | {"gradient steps to do": str(gradient_steps), "log_interval": str(log_interval)})
-        ranks.check_divides(batch_size=self.batch_size)
-        if self.policy.score_optimizer is not None:
-            ranks.check_divides(score_batch_size=self.learner.score_batch_size)
-        share_state(ranks, self.policy)
 
     @contextmanager
     def _sharing(self, ranks: Ranks) -> Iterator[None]:
@@ -407,22 +397,6 @@ class SpacesOnly(gym.Env):
     def step(self, action: Any) -> Any:
         """:raises RuntimeError: always"""
         raise RuntimeError("This model has no environment: give it one with set_env().")
-
-
-class GradientStepsBar(ProgressBarCallback):
-    """Stable-Baselines3's progress bar, one step at a time however many environments the model has."""
-
-    def _on_step(self) -> bool:
-        self.pbar.update(1)
-        return True
-
-
-def _as_list(callback: MaybeCallback) -> list[BaseCallback]:
-    if callback is None:
-        return []
-    if isinstance(callback, list):
-        return list(callback)
-    return [callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]
 
 
 def _close(envs: VecEnv | dict[str, gym.Env] | None, given: Any) -> None:

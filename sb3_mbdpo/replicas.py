@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -28,11 +28,30 @@ def facts_of_model(model: "MBDPO") -> dict[str, str]:
     facts = {name: described(getattr(model, name)) for name in names if name != "tasks"}
     rates = [model.lr_schedule(remaining) for remaining in (1.0, 0.5, 0.0)]
     facts |= {"policy": described(model.policy_class), "tasks": described(model._tasks), "learning_rate": str(rates)}
-    facts["number of gradient steps so far"] = f"{model.num_timesteps} ({model._n_updates} updates)"
+    facts["number of steps so far"] = f"{model.num_timesteps} ({model._n_updates} updates)"
     facts["optimizer states"] = str([len(optimizer.state) for optimizer in optimizers_of(model.policy)])
     facts["parameters"] = str([tuple(p.shape) for p in model.policy.parameters() if p.requires_grad])
     facts |= {f"version of {package}": version(package) for package in ("torch", "sb3-mbdpo")}
     return facts
+
+
+def join(ranks: Ranks, model: "MBDPO", facts: Mapping[str, str]) -> None:
+    """
+    Make one model of those of all processes, or refuse in all of them.
+
+    :param ranks: The processes
+    :param model: This process's, which gets the first one's state
+    :param facts: What else must be the same, by name
+    :raises ValueError: in every process, if something is not the same, or a batch cannot be shared
+    """
+    if ranks.size == 1:
+        return
+    assert model.batch_size is not None
+    ranks.agree(facts_of_model(model) | dict(facts))
+    ranks.check_divides(batch_size=model.batch_size)
+    if model.policy.score_optimizer is not None:
+        ranks.check_divides(score_batch_size=model.learner.score_batch_size)
+    share_state(ranks, model.policy)
 
 
 def facts_of_data(data: ShardedDataset) -> dict[str, str]:

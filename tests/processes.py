@@ -20,7 +20,8 @@ from tests.episodes import numbered, write
 
 PATIENCE = 120
 CONTEXT = mp.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.processes"])
+# Collectives are kept out of compiled graphs, by what imports the whole compiler
+CONTEXT.set_forkserver_preload(["tests.processes", "torch._dynamo"])
 
 
 def launch(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
