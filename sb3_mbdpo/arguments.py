@@ -39,6 +39,7 @@ COUNTS = (
     ("policy_delay", 1),
     ("energy_interval", 1),
     ("warm_denoising_steps", 1),
+    ("gradient_accumulation", 1),
 )
 RANGES = (
     ("gamma", 0, 1),
@@ -150,6 +151,12 @@ def check_arguments(model: MBDPO) -> None:
         )
     if not isinstance(model.compile, bool):
         raise ValueError(f"compile must be True or False, got {model.compile!r}.")
+    for name in ("batch_size", *(["score_batch_size"] if model.score_coef > 0 else [])):
+        if getattr(model, name) % model.gradient_accumulation:
+            raise ValueError(
+                f"{name} must be a multiple of gradient_accumulation ({model.gradient_accumulation}), which splits it: "
+                f"got {getattr(model, name)}."
+            )
     for name in ("search_dtype", "update_dtype"):
         resolve_dtype(name, getattr(model, name), model.device)
     dtype = model.action_space.dtype

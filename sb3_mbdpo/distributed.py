@@ -57,18 +57,20 @@ class Ranks:
 
     # --- shares of a batch --------------------------------------------------------------------------------------
 
-    def check_divides(self, **numbers: int) -> None:
+    def check_divides(self, parts: int = 1, **numbers: int) -> None:
         """
+        :param parts: Parts into which each process splits its share
         :param numbers: Rows that the processes are to share, by the argument that sets them
-        :raises ValueError: if a number is no multiple of the number of processes
+        :raises ValueError: if a number is no multiple of the number of processes, times parts
         """
+        shares, times = self.size * parts, "" if parts == 1 else f" times gradient_accumulation ({parts})"
         for name, number in numbers.items():
-            if number % self.size:
-                below = number - number % self.size
-                fitting = " or ".join(str(n) for n in (below, below + self.size) if n > 0)
+            if number % shares:
+                below = number - number % shares
+                fitting = " or ".join(str(n) for n in (below, below + shares) if n > 0)
                 raise ValueError(
-                    f"{name} ({number}) must be a multiple of the number of processes ({self.size}), which share it: "
-                    f"pass {name}={fitting}, or start another number of processes."
+                    f"{name} ({number}) must be a multiple of the number of processes ({self.size}){times}, which "
+                    f"share it: pass {name}={fitting}, or start another number of processes."
                 )
 
     def rows(self, whole: Rows, dim: int = 0) -> Rows:
@@ -96,6 +98,21 @@ class Ranks:
         row = whole // width
         own = row % self.size == self.rank
         return ((row // self.size) * width + whole % width)[own]
+
+    def part(self, index: int, parts: int) -> "Ranks":
+        """
+        A part of this process's rows, as if it were a process of its own. It knows which rows are its own; sums and the
+        like stay with the processes.
+
+        :param index: Number of the part, from 0
+        :param parts: Number of parts
+        :return: What takes rows out of the whole batch: of this process's every ``parts``-th one
+
+        >>> rows = th.arange(12)
+        >>> [Ranks(1, 2).part(index, 3).rows(rows).tolist() for index in range(3)]
+        [[1, 7], [3, 9], [5, 11]]
+        """
+        return Ranks(self.rank + self.size * index, self.size * parts)
 
     # --- numbers ------------------------------------------------------------------------------------------------
 

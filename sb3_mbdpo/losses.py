@@ -166,6 +166,7 @@ def world_model_loss(
     coefficients: LossCoefficients,
     episodic: bool = False,
     ranks: Ranks = ALONE,
+    energies: list[th.Tensor] | None = None,
 ) -> tuple[th.Tensor, th.Tensor, Metrics]:
     """
     Consistency, reward, value, termination and energy losses along a latent rollout.
@@ -177,6 +178,7 @@ def world_model_loss(
     :param coefficients: Weights of the losses
     :param episodic: Train the termination head
     :param ranks: Processes that share the batch
+    :param energies: See :func:`energy_loss`
     :return: total loss, rolled-out latents [H + 1, B, L] with gradient, each loss by name (detached)
     """
     horizon = len(batch.actions)
@@ -201,13 +203,18 @@ def world_model_loss(
         losses["termination"] = _masked_bce(ended, batch.terminations, batch.masks)
         total = total + coefficients.termination * losses["termination"]
     if model.energy is not None and coefficients.energy > 0:
-        losses["energy"] = energy_loss(model, z[:-1].detach(), batch, noise, ranks)
+        losses["energy"] = energy_loss(model, z[:-1].detach(), batch, noise, ranks, energies)
         total = total + coefficients.energy * losses["energy"]
     return total, z, {name: loss.detach() for name, loss in losses.items()}
 
 
 def energy_loss(
-    model: WorldModel, z: th.Tensor, batch: LatentBatch, noise: UpdateNoise, ranks: Ranks = ALONE
+    model: WorldModel,
+    z: th.Tensor,
+    batch: LatentBatch,
+    noise: UpdateNoise,
+    ranks: Ranks = ALONE,
+    energies_seen: list[th.Tensor] | None = None,
 ) -> th.Tensor:
     """
     Noise-contrastive loss of the energy: the data's action against the hardest of three negatives (paper's NCE).
@@ -219,6 +226,8 @@ def energy_loss(
     :param batch: Encoded batch
     :param noise: Random numbers
     :param ranks: Processes that share the batch
+    :param energies_seen: Where given, energies [2, H, B, 1] are appended to it and the running statistics stay as they
+        are: a batch in parts moves them once
     :return: Scalar loss
     """
     assert model.energy is not None
@@ -233,7 +242,10 @@ def energy_loss(
     # One pass for both: [2, H, B, 1]
     actions = th.stack([batch.actions, negative_actions])
     energies = model.energy(model.join(z.expand(2, -1, -1, -1), actions, batch.task))
-    update_energy_statistics(model, energies.detach(), batch.masks.expand_as(energies), ranks)
+    if energies_seen is None:
+        update_energy_statistics(model, energies.detach(), batch.masks.expand_as(energies), ranks)
+    else:
+        energies_seen.append(energies.detach())
     positive = _masked_bce(energies[0], th.ones_like(energies[0]), batch.masks)
     return 0.5 * (positive + _masked_bce(energies[1], th.zeros_like(energies[1]), batch.masks))
 
@@ -287,17 +299,8 @@ def prior_loss(
     :param ranks: Processes that share the batch
     :return: Scalar loss and metrics
     """
-    critics = model.critics.select(noise.prior_critics, detach=True)
-    if prior_horizon > 0:
-        draws = noise.prior[: prior_horizon + 1]
-        sample, value = imagined_return(model, z[0], batch.task, critics, draws, discount, episodic)
-        value = value[None]
-    else:
-        sample = model.prior_sample(z, noise.prior, batch.task)
-        value = model.value(z, sample.action, batch.task, critics).mean(0)
-    with th.no_grad():
-        spread = percentile_range(ranks.gather(value[0].flatten()))
-        model.prior_scale.lerp_(spread.clamp(min=1.0).reshape(1), tau)
+    sample, value = prior_values(model, z, batch.task, noise, prior_horizon, discount, episodic)
+    update_prior_scale(model, value[0].detach(), tau, ranks)
     if prior_horizon > 0:
         weight = th.ones_like(batch.masks[:1])
     else:
@@ -319,6 +322,50 @@ def prior_loss(
         "value_mean": value.detach()[0].mean(),
         "prior_scale": model.prior_scale[0].clone(),
     }
+
+
+def prior_values(
+    model: WorldModel,
+    z: th.Tensor,
+    task: th.Tensor | None,
+    noise: UpdateNoise,
+    prior_horizon: int = 0,
+    discount: float | th.Tensor = 0.99,
+    episodic: bool = False,
+) -> tuple[PriorSample, th.Tensor]:
+    """
+    What the prior does in latents and what it is worth, as :func:`prior_loss` sees it.
+
+    :param model: World model
+    :param z: Latents [N, B, L], the first N of a rollout; of an imagined return only the first one counts
+    :param task: Task indices [B]
+    :param noise: Random numbers
+    :param prior_horizon: Imagined steps K
+    :param discount: gamma of imagined steps, a number or [B, 1]
+    :param episodic: Imagined steps end where the termination head says so
+    :return: draws from the prior, [N, B, ...] or [K + 1, B, ...], and their values [N, B, 1] or [1, B, 1]
+    """
+    critics = model.critics.select(noise.prior_critics, detach=True)
+    if prior_horizon > 0:
+        draws = noise.prior[: prior_horizon + 1]
+        sample, value = imagined_return(model, z[0], task, critics, draws, discount, episodic)
+        return sample, value[None]
+    sample = model.prior_sample(z, noise.prior[: len(z)], task)
+    return sample, model.value(z, sample.action, task, critics).mean(0)
+
+
+@th.no_grad()
+def update_prior_scale(model: WorldModel, values: th.Tensor, tau: float, ranks: Ranks = ALONE) -> None:
+    """
+    Move the running 5-95 percentile range of values towards a batch's.
+
+    :param model: World model, changed in place
+    :param values: Values in the first latents, any shape
+    :param tau: Step; 0 leaves it
+    :param ranks: Processes that share the batch
+    """
+    spread = percentile_range(ranks.gather(values.flatten()))
+    model.prior_scale.lerp_(spread.clamp(min=1.0).reshape(1), tau)
 
 
 def _distance_from_behaviour(actions: th.Tensor, batch: LatentBatch, imagined: bool) -> th.Tensor:

@@ -16,6 +16,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
+from sb3_mbdpo.accumulation import AccumulatingLearner
 from sb3_mbdpo.adaptation import set_trainable
 from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
 from sb3_mbdpo.buffers import SequenceReplayBuffer, SequenceSamples
@@ -120,6 +121,9 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         that has it; plans then differ by rounding) or "auto": bfloat16 where it is fast. Preset
     :param update_dtype: The same for updates, as mixed precision: weights, losses and optimizers stay in float32
         ("float32")
+    :param gradient_accumulation: Parts into which each batch is split (1), worked through one after the other with one
+        step at the end. The result is that of the whole batch but for rounding; activations take as much less memory,
+        and small parts more time
     :param compile: Compile the search and the losses of world model and prior with torch.compile: faster after a first
         search and a first update that take minutes. On a CPU a C++ compiler is needed. A process compiles for eight
         different sizes at most; further models run as without
@@ -203,6 +207,7 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         score_interval: int | None = None,
         search_dtype: str | None = None,
         update_dtype: str = "float32",
+        gradient_accumulation: int = 1,
         compile: bool = False,
         warm_denoising_steps: int | None = None,
         episodic: bool | None = None,
@@ -261,6 +266,7 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         self.score_interval, self.episodic = score_interval, episodic
         self.search_dtype, self.update_dtype, self.compile = search_dtype, update_dtype, compile
         self.warm_denoising_steps = warm_denoising_steps
+        self.gradient_accumulation = gradient_accumulation
         self._tasks = plain_tasks(tasks)
         self.task_sampling = task_sampling
         self._trainable: list[str] | None = None
@@ -316,6 +322,9 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         names += ["score_batch_size", "score_samples", "score_interval", "max_grad_norm"]
         mixed = resolve_dtype("update_dtype", self.update_dtype, self.device) == "bfloat16"
         arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if self.gradient_accumulation > 1:
+            parts = self.gradient_accumulation
+            return AccumulatingLearner(self.policy, coefficients, mixed_precision=mixed, parts=parts, **arguments)
         return Learner(self.policy, coefficients, mixed_precision=mixed, **arguments)
 
     def _policy_arguments(self) -> dict[str, Any]:

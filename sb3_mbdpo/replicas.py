@@ -48,9 +48,9 @@ def join(ranks: Ranks, model: "MBDPO", facts: Mapping[str, str]) -> None:
         return
     assert model.batch_size is not None
     ranks.agree(facts_of_model(model) | dict(facts))
-    ranks.check_divides(batch_size=model.batch_size)
+    ranks.check_divides(model.gradient_accumulation, batch_size=model.batch_size)
     if model.policy.score_optimizer is not None:
-        ranks.check_divides(score_batch_size=model.learner.score_batch_size)
+        ranks.check_divides(model.gradient_accumulation, score_batch_size=model.learner.score_batch_size)
     share_state(ranks, model.policy)
 
 

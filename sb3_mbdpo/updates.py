@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_mbdpo.buffers import SequenceSamples
 from sb3_mbdpo.distillation import score_loss
-from sb3_mbdpo.distributed import ALONE
+from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.hardware import compiled
 from sb3_mbdpo.losses import (
     LatentBatch,
@@ -102,11 +102,15 @@ class Learner:
             metrics |= self.update_prior(z.detach(), batch, noise)
         if self.policy.score_optimizer is not None and index % self.score_interval == 0:
             metrics |= self.update_score(z[0].detach(), batch)
-        with th.no_grad():
-            pairs = zip(self.model.target_critics.parameters(), self.model.critics.parameters(), strict=True)
-            for target, online in pairs:
-                target.lerp_(online, self.tau)
+        self.follow()
         return metrics
+
+    @th.no_grad()
+    def follow(self) -> None:
+        """Let the target critics follow the critics."""
+        pairs = zip(self.model.target_critics.parameters(), self.model.critics.parameters(), strict=True)
+        for target, online in pairs:
+            target.lerp_(online, self.tau)
 
     def _autocast(self) -> th.autocast:
         # One for each loss: within one, weights are cast once, and would stay what they were before a step
@@ -144,6 +148,20 @@ class Learner:
         :param index: Number of updates before this one
         :return: metrics, rolled-out latents [H + 1, B, L]
         """
+        loss, z, metrics = self.loss_of_world_model(batch, noise, index)
+        metrics["train/grad_norm"] = self._step(self.policy.optimizer, loss)
+        return metrics, z
+
+    def loss_of_world_model(
+        self, batch: LatentBatch, noise: UpdateNoise, index: int = 0, energies: list[th.Tensor] | None = None
+    ) -> tuple[th.Tensor, th.Tensor, Metrics]:
+        """
+        :param batch: Encoded batch
+        :param noise: Random numbers of this update
+        :param index: Number of updates before this one
+        :param energies: See :func:`~sb3_mbdpo.losses.energy_loss`
+        :return: loss, rolled-out latents [H + 1, B, L], metrics
+        """
         policy, discount = self.policy, self._discount(batch.task)
         bootstrap = self.bootstrap_plan if batch.task is None else partial(self.bootstrap_plan, task=batch.task)
         with self._autocast():
@@ -151,15 +169,14 @@ class Learner:
         coefficients = self.coefficients if index % self.energy_interval == 0 else self.without_energy
         with self._autocast():
             loss, z, losses = self._world_model_loss(
-                self.model, batch, target, noise, coefficients, policy.episodic, self.ranks
+                self.model, batch, target, noise, coefficients, policy.episodic, self.ranks, energies
             )
         metrics = {f"train/{name}_loss": value for name, value in losses.items()}
         if index % CROSS_TD_INTERVAL == 0 and len(batch.actions) > 1:
             # Before the step, with the critics that the target belongs to
             error = cross_td_error(self.model, z, batch, noise.target_critics, discount)
             metrics["train/cross_td_error"] = error
-        metrics["train/grad_norm"] = self._step(policy.optimizer, loss)
-        return metrics, z
+        return loss, z, metrics
 
     @th.no_grad()
     def bootstrap_plan(self, z: th.Tensor, noise: th.Tensor, task: th.Tensor | None = None) -> th.Tensor:
@@ -200,23 +217,29 @@ class Learner:
         :param noise: Random numbers of this update
         :return: metrics
         """
+        loss, metrics = self.loss_of_prior(z, batch, noise, self.tau, self.ranks)
+        metrics["train/prior_grad_norm"] = self._step(self.policy.prior_optimizer, loss)
+        return metrics
+
+    def loss_of_prior(
+        self, z: th.Tensor, batch: LatentBatch, noise: UpdateNoise, tau: float, ranks: Ranks
+    ) -> tuple[th.Tensor, Metrics]:
+        """
+        :param z: Detached latents [H + 1, B, L]
+        :param batch: Encoded batch
+        :param noise: Random numbers of this update
+        :param tau: Step of the range of values
+        :param ranks: Processes whose values count in it
+        :return: loss, metrics
+        """
+        discount, episodic = self._discount(batch.task), self.policy.episodic
         with self._autocast():
             loss, values = self._prior_loss(
-                self.model,
-                z,
-                batch,
-                noise,
-                self.coefficients,
-                self.tau,
-                self.prior_horizon,
-                self._discount(batch.task),
-                self.policy.episodic,
-                self.ranks,
+                self.model, z, batch, noise, self.coefficients, tau, self.prior_horizon, discount, episodic, ranks
             )
         metrics = {f"train/{name}": value for name, value in values.items()}
         metrics["train/prior_loss"] = metrics.pop("train/prior")
-        metrics["train/prior_grad_norm"] = self._step(self.policy.prior_optimizer, loss)
-        return metrics
+        return loss, metrics
 
     def update_score(self, z: th.Tensor, batch: LatentBatch) -> Metrics:
         """
@@ -226,29 +249,27 @@ class Learner:
         :param batch: Encoded batch
         :return: metrics
         """
+        assert self.policy.score_optimizer is not None
+        loss, metrics = self.loss_of_score(z, batch)
+        metrics["train/score_grad_norm"] = self._step(self.policy.score_optimizer, loss)
+        return metrics
+
+    def loss_of_score(self, z: th.Tensor, batch: LatentBatch) -> tuple[th.Tensor, Metrics]:
+        """
+        :param z: Detached latents of the first observations [B, L]
+        :param batch: Encoded batch
+        :return: weighted loss, metrics
+        """
         policy, ranks = self.policy, self.ranks
         count = min(self.score_batch_size // ranks.size, len(z))
-        assert policy.score_optimizer is not None
         drawn = draw_noise(self.score_config, self.model, policy.generator, count * ranks.size, z.device, steps=1)
         noise = SearchNoise(ranks.rows(drawn.candidates, 1), ranks.rows(drawn.prior, 1), drawn.critics)
         behaviour = batch.actions[:, :count].transpose(0, 1)
         task = None if batch.task is None else batch.task[:count]
-        model, discount = self.model, policy.row_discounts(task)
+        arguments = (noise, policy.generator, task, policy.row_discounts(task), policy.episodic, ranks)
         with self._autocast():
-            loss = score_loss(
-                model,
-                self.score_config,
-                z[:count],
-                behaviour,
-                noise,
-                policy.generator,
-                task,
-                discount,
-                policy.episodic,
-                ranks,
-            )
-        grad_norm = self._step(policy.score_optimizer, self.score_coef * loss)
-        return {"train/score_loss": loss.detach(), "train/score_grad_norm": grad_norm}
+            loss = score_loss(self.model, self.score_config, z[:count], behaviour, *arguments)
+        return self.score_coef * loss, {"train/score_loss": loss.detach()}
 
     def _discount(self, task: th.Tensor | None) -> float | th.Tensor:
         """One number in single-task models, otherwise a discount for each row [B, 1]."""
@@ -256,17 +277,33 @@ class Learner:
         return self.policy.search_config.discount if rows is None else rows
 
     def _step(self, optimizer: th.optim.Optimizer, loss: th.Tensor) -> th.Tensor:
-        # Fine-tuning can leave parts of the model as they are
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        if not parameters:
-            return th.zeros((), device=loss.device)
         optimizer.zero_grad(set_to_none=True)
-        # Named inputs: what lies outside this optimizer gets no gradient
-        loss.backward(inputs=parameters)
+        self._backward(optimizer, loss)
+        return self._apply_gradients(optimizer)
+
+    def _backward(self, optimizer: th.optim.Optimizer, loss: th.Tensor) -> None:
+        parameters = trained_by(optimizer)
+        if parameters:
+            # Named inputs: what lies outside this optimizer gets no gradient
+            loss.backward(inputs=parameters)
+
+    def _apply_gradients(self, optimizer: th.optim.Optimizer) -> th.Tensor:
+        """Step by the gradients of all processes; returns their norm before clipping."""
+        parameters = trained_by(optimizer)
+        if not parameters:
+            return th.zeros((), device=self.policy.device)
         self.ranks.average([p.grad for p in parameters if p.grad is not None])
         norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimizer.step()
         return norm.detach()
+
+
+def trained_by(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
+    """
+    :param optimizer: An optimizer
+    :return: Its parameters that learn: fine-tuning can leave parts of the model as they are
+    """
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 def _map(obs: PyTorchObs, function: Callable[[th.Tensor], th.Tensor]) -> PyTorchObs:

@@ -14,7 +14,7 @@ from tests.fakes import VECTOR, flat_parameters, make_policy
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
 
 
-def learner_for(policy: MBDPOPolicy, **kwargs: Any) -> Learner:
+def learner_for(policy: MBDPOPolicy, kind: type[Learner] = Learner, **kwargs: Any) -> Learner:
     policy.set_training_mode(True)
     arguments: dict[str, Any] = {
         "coefficients": LossCoefficients(),
@@ -30,7 +30,7 @@ def learner_for(policy: MBDPOPolicy, **kwargs: Any) -> Learner:
         "score_interval": 1,
         "max_grad_norm": 20.0,
     }
-    return Learner(policy, **(arguments | kwargs))
+    return kind(policy, **(arguments | kwargs))
 
 
 def samples(seed: int = 0, size: int = 8, space: spaces.Box = VECTOR, repeat: int = 1) -> SequenceSamples:
