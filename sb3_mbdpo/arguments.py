@@ -149,8 +149,9 @@ def check_arguments(model: MBDPO) -> None:
         raise ValueError(
             f"prior_horizon must be at most horizon ({model.horizon}), got {model.prior_horizon}; raise horizon too."
         )
-    if not isinstance(model.compile, bool):
-        raise ValueError(f"compile must be True or False, got {model.compile!r}.")
+    for name in ("compile", "activation_checkpointing"):
+        if not isinstance(getattr(model, name), bool):
+            raise ValueError(f"{name} must be True or False, got {getattr(model, name)!r}.")
     for name in ("batch_size", *(["score_batch_size"] if model.score_coef > 0 else [])):
         if getattr(model, name) % model.gradient_accumulation:
             raise ValueError(

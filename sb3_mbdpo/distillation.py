@@ -10,6 +10,7 @@ import torch as th
 
 from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.evaluator import Evaluator
+from sb3_mbdpo.hardware import recomputed
 from sb3_mbdpo.search import SearchConfig, SearchNoise, combine_elites, favour_prior, prior_rollouts
 from sb3_mbdpo.world_model import WorldModel
 
@@ -45,7 +46,7 @@ def score_loss(
     condition = model.join(z, None, task).detach()
     x, tau, alpha_bar = own_path(model, config, condition, behaviour, generator, task, ranks)
     target = search_target(model, config, z, x, alpha_bar, noise, task, discount, episodic)
-    prediction = model.score.clean_plan(condition, x, tau, alpha_bar)
+    prediction = recomputed(model.recompute, model.score.clean_plan, condition, x, tau, alpha_bar)
     mask = model.mask(task)
     error = prediction - target if mask is None else (prediction - target) * mask[:, None]
     return error.pow(2).mean()

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch as th
+from torch.utils.checkpoint import checkpoint
 
+Result = TypeVar("Result")
 DTYPES = ("auto", "float32", "bfloat16")
 # Just below the largest block from which glibc learns (32 MiB)
 LARGEST_LEARNED_BLOCK = 32_000_000
@@ -51,6 +53,21 @@ def keep_freed_memory() -> None:
     whose pages are never touched. Elsewhere nothing happens.
     """
     th.empty(LARGEST_LEARNED_BLOCK, dtype=th.uint8)
+
+
+def recomputed(wanted: bool, function: Callable[..., Result], *args: Any) -> Result:
+    """
+    Call a function; where wanted, what it computes on the way is not kept for the backward pass but computed again
+    there, so that of its memory only the arguments' is left in between. Gradients are the same.
+
+    :param wanted: Whether to do so
+    :param function: Function of tensors that draws nothing at random
+    :param args: Its arguments
+    :return: What it returns
+    """
+    if not (wanted and th.is_grad_enabled()):
+        return function(*args)
+    return cast(Result, checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False))
 
 
 @cache

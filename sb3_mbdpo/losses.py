@@ -14,6 +14,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_mbdpo.distributed import ALONE, Ranks
+from sb3_mbdpo.hardware import recomputed
 from sb3_mbdpo.search import random_pair
 from sb3_mbdpo.world_model import PriorSample, WorldModel
 
@@ -184,22 +185,26 @@ def world_model_loss(
     horizon = len(batch.actions)
     latents = [batch.first]
     for action in batch.actions:
-        latents.append(model.next(latents[-1], action, batch.task))
+        latents.append(recomputed(model.recompute, model.next, latents[-1], action, batch.task))
     z = th.stack(latents)
     rho = coefficients.rho ** th.arange(horizon, device=z.device)[:, None, None]
     weight = rho * batch.masks
 
     joined = model.join(z[:-1], batch.actions, batch.task)
     consistency = ((z[1:] - batch.targets).pow(2).mean(-1, keepdim=True) * weight).mean()
-    # One pass over the logits of reward and critics
-    logits = th.cat([model.reward(joined)[None], model.critics(joined, noise.dropped)])
-    targets = th.cat([batch.rewards[None], target.expand(len(logits) - 1, -1, -1, -1)])
-    entropies = model.two_hot.cross_entropy(logits, targets) * weight
+
+    def cross_entropies(joined: th.Tensor, targets: th.Tensor) -> th.Tensor:
+        # One pass over the logits of reward and critics
+        logits = th.cat([model.reward(joined)[None], model.critics(joined, noise.dropped)])
+        return model.two_hot.cross_entropy(logits, targets)
+
+    targets = th.cat([batch.rewards[None], target.expand(model.n_critics, -1, -1, -1)])
+    entropies = recomputed(model.recompute, cross_entropies, joined, targets) * weight
     reward, value = entropies[0].mean(), entropies[1:].mean()
     losses = {"consistency": consistency, "reward": reward, "value": value}
     total = coefficients.consistency * consistency + coefficients.reward * reward + coefficients.value * value
     if episodic and model.termination is not None:
-        ended = model.termination(model.join(z[1:], None, batch.task))
+        ended = recomputed(model.recompute, model.termination, model.join(z[1:], None, batch.task))
         losses["termination"] = _masked_bce(ended, batch.terminations, batch.masks)
         total = total + coefficients.termination * losses["termination"]
     if model.energy is not None and coefficients.energy > 0:
@@ -241,7 +246,7 @@ def energy_loss(
         negative_actions = negatives.gather(0, hardest.expand(-1, -1, -1, negatives.shape[-1])).squeeze(0)
     # One pass for both: [2, H, B, 1]
     actions = th.stack([batch.actions, negative_actions])
-    energies = model.energy(model.join(z.expand(2, -1, -1, -1), actions, batch.task))
+    energies = recomputed(model.recompute, model.energy, model.join(z.expand(2, -1, -1, -1), actions, batch.task))
     if energies_seen is None:
         update_energy_statistics(model, energies.detach(), batch.masks.expand_as(energies), ranks)
     else:
@@ -350,8 +355,8 @@ def prior_values(
         draws = noise.prior[: prior_horizon + 1]
         sample, value = imagined_return(model, z[0], task, critics, draws, discount, episodic)
         return sample, value[None]
-    sample = model.prior_sample(z, noise.prior[: len(z)], task)
-    return sample, model.value(z, sample.action, task, critics).mean(0)
+    sample = recomputed(model.recompute, model.prior_sample, z, noise.prior[: len(z)], task)
+    return sample, recomputed(model.recompute, model.value, z, sample.action, task, critics).mean(0)
 
 
 @th.no_grad()
@@ -406,15 +411,15 @@ def imagined_return(
     samples: list[PriorSample] = []
     inputs, weights, weight = [], [], th.ones_like(z[:, :1])
     for step, draws in enumerate(noise):
-        samples.append(model.prior_sample(z, draws, task))
+        samples.append(recomputed(model.recompute, model.prior_sample, z, draws, task))
         inputs.append(model.join(z, samples[-1].action, task))
         if step < len(noise) - 1:
             weights.append(weight)
-            z, weight = model.dynamics(inputs[-1]), weight * discount
+            z, weight = recomputed(model.recompute, model.dynamics, inputs[-1]), weight * discount
             if episodic and model.termination is not None:
                 weight = weight * (model.termination(model.join(z, None, task)) <= 0)
-    rewards = model.two_hot.decode(model.reward(th.stack(inputs[:-1])))
-    value = model.two_hot.decode(critics(inputs[-1])).mean(0)
+    rewards = model.two_hot.decode(recomputed(model.recompute, model.reward, th.stack(inputs[:-1])))
+    value = model.two_hot.decode(recomputed(model.recompute, critics, inputs[-1])).mean(0)
     stacked = PriorSample(*(th.stack(parts) for parts in zip(*samples, strict=True)))
     return stacked, (th.stack(weights) * rewards).sum(0) + weight * value
 

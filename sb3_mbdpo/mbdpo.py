@@ -124,6 +124,8 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
     :param gradient_accumulation: Parts into which each batch is split (1), worked through one after the other with one
         step at the end. The result is that of the whole batch but for rounding; activations take as much less memory,
         and small parts more time
+    :param activation_checkpointing: Compute the activations of encoder, rollouts and heads again in the backward pass
+        instead of keeping them (False): the same gradients from less memory, in more time
     :param compile: Compile the search and the losses of world model and prior with torch.compile: faster after a first
         search and a first update that take minutes. On a CPU a C++ compiler is needed. A process compiles for eight
         different sizes at most; further models run as without
@@ -208,6 +210,7 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         search_dtype: str | None = None,
         update_dtype: str = "float32",
         gradient_accumulation: int = 1,
+        activation_checkpointing: bool = False,
         compile: bool = False,
         warm_denoising_steps: int | None = None,
         episodic: bool | None = None,
@@ -266,7 +269,7 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         self.score_interval, self.episodic = score_interval, episodic
         self.search_dtype, self.update_dtype, self.compile = search_dtype, update_dtype, compile
         self.warm_denoising_steps = warm_denoising_steps
-        self.gradient_accumulation = gradient_accumulation
+        self.gradient_accumulation, self.activation_checkpointing = gradient_accumulation, activation_checkpointing
         self._tasks = plain_tasks(tasks)
         self.task_sampling = task_sampling
         self._trainable: list[str] | None = None
@@ -319,7 +322,7 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
             behaviour=self.behaviour_coef,
         )
         names = ["tau", "bootstrap", "target_horizon", "prior_horizon", "policy_delay", "energy_interval", "score_coef"]
-        names += ["score_batch_size", "score_samples", "score_interval", "max_grad_norm"]
+        names += ["score_batch_size", "score_samples", "score_interval", "max_grad_norm", "activation_checkpointing"]
         mixed = resolve_dtype("update_dtype", self.update_dtype, self.device) == "bfloat16"
         arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.gradient_accumulation > 1:

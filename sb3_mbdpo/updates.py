@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from sb3_mbdpo.buffers import SequenceSamples
 from sb3_mbdpo.distillation import score_loss
 from sb3_mbdpo.distributed import ALONE, Ranks
-from sb3_mbdpo.hardware import compiled
+from sb3_mbdpo.hardware import compiled, recomputed
 from sb3_mbdpo.losses import (
     LatentBatch,
     LossCoefficients,
@@ -51,6 +51,7 @@ class Learner:
     :param score_interval: Updates of the world model per update of the score network
     :param max_grad_norm: Gradient-norm clip of each optimizer
     :param mixed_precision: Matrix products in bfloat16
+    :param activation_checkpointing: Compute activations again in the backward pass instead of keeping them
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class Learner:
         score_interval: int,
         max_grad_norm: float,
         mixed_precision: bool = False,
+        activation_checkpointing: bool = False,
     ):
         self.policy, self.model = policy, policy.world_model
+        self.model.recompute = activation_checkpointing
         self.coefficients, self.tau, self.bootstrap = coefficients, tau, bootstrap
         self.without_energy = replace(coefficients, energy=0.0)
         self.energy_interval = energy_interval
@@ -126,7 +129,7 @@ class Learner:
         tasks = None if task is None else task.repeat(horizon)
         features = _map(samples.observations, lambda x: x.flatten(0, 1))
         features = self.policy.preprocess(features, augment=True, ranks=self.ranks)
-        first = self.model.encode(_map(features, lambda x: x[:batch]), task)
+        first = recomputed(self.model.recompute, self.model.encode, _map(features, lambda x: x[:batch]), task)
         with th.no_grad():
             targets = self.model.encode(_map(features, lambda x: x[batch:]), tasks)
         return LatentBatch(

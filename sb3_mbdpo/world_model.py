@@ -129,6 +129,8 @@ class WorldModel(nn.Module):
             if with_score
             else None
         )
+        # Whether losses compute activations again in the backward pass instead of keeping them; the learner says so
+        self.recompute = False
         self.register_buffer("energy_mean", th.zeros(1))
         self.register_buffer("energy_std", th.ones(1))
         self.register_buffer("prior_scale", th.ones(1))

@@ -175,6 +175,21 @@ def test_compiled_model_computes_the_same(graphs: list[th.fx.GraphModule]) -> No
     assert len(graphs) >= 4
 
 
+@pytest.mark.parametrize("kwargs", [{"activation_checkpointing": True}, {"gradient_accumulation": 2}])
+def test_compiled_model_computes_the_same_in_less_memory(
+    graphs: list[th.fx.GraphModule], kwargs: dict[str, Any]
+) -> None:
+    reports = []
+    for compile in (False, True):
+        model = make(compile=compile, score_batch_size=4, **kwargs).learn(10)
+        model.policy.set_training_mode(True)
+        assert model.replay_buffer is not None and not graphs
+        reports.append(model.learner.update(model.replay_buffer.sample(8)))
+    for name, value in reports[0].items():
+        th.testing.assert_close(value, reports[1][name], rtol=1e-4, atol=1e-6, msg=name)
+    assert len(graphs) >= 3
+
+
 def test_nothing_is_compiled_anew_while_learning(graphs: list[th.fx.GraphModule]) -> None:
     model = make(compile=True)
     model.learn(40)
