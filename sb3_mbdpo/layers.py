@@ -13,6 +13,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sb3_mbdpo.hardware import recomputed
+
 WEIGHT_STD = 0.02
 # Matrix products of fewer rows than this take another path on CPUs, and round differently
 MIN_ROWS = 8
@@ -234,6 +236,8 @@ class EnsembleMLP(nn.Module):
         super().__init__()
         self.n_members = n_members
         self.dropout = dropout
+        # Whether activations are computed again in the backward pass instead of being kept
+        self.recompute = False
         self.activation = activation_fn()
         widths = [in_dim, *hidden, out_dim]
         pairs = list(pairwise(widths))
@@ -299,13 +303,26 @@ class EnsembleMLP(nn.Module):
     def _apply_members(self, x: th.Tensor, layers: list[tuple[th.Tensor, ...]], dropped: th.Tensor | None) -> th.Tensor:
         lead = x.shape[:-1]
         h = x.reshape(1, -1, x.shape[-1]).expand(len(layers[0][0]), -1, -1)
-        for i, (weight, bias, gain, shift) in enumerate(layers[:-1]):
-            h = th.baddbmm(bias, h, weight)
-            if i == 0 and dropped is not None:
-                kept = th.full_like(h, 1 / (1 - self.dropout))
-                h = h * kept.view(-1).index_fill_(0, dropped, 0.0).view_as(h)
-            h = th.addcmul(shift, F.layer_norm(h, h.shape[-1:]), gain)
-            h = self.activation(h)
+        for i, layer in enumerate(layers[:-1]):
+            # Layer by layer: all members side by side are more than half of what the losses keep
+            h = recomputed(self.recompute, self._hidden, h, *layer, dropped if i == 0 else None)
         weight, bias = layers[-1]
         out = th.baddbmm(bias, h, weight)
         return out.view(len(out), *lead, out.shape[-1])
+
+    def _hidden(
+        self,
+        h: th.Tensor,
+        weight: th.Tensor,
+        bias: th.Tensor,
+        gain: th.Tensor,
+        shift: th.Tensor,
+        dropped: th.Tensor | None,
+    ) -> th.Tensor:
+        h = th.baddbmm(bias, h, weight)
+        if dropped is not None:
+            kept = th.full_like(h, 1 / (1 - self.dropout))
+            h = h * kept.view(-1).index_fill_(0, dropped, 0.0).view_as(h)
+        h = th.addcmul(shift, F.layer_norm(h, h.shape[-1:]), gain)
+        activated: th.Tensor = self.activation(h)
+        return activated

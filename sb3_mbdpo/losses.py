@@ -192,14 +192,11 @@ def world_model_loss(
 
     joined = model.join(z[:-1], batch.actions, batch.task)
     consistency = ((z[1:] - batch.targets).pow(2).mean(-1, keepdim=True) * weight).mean()
-
-    def cross_entropies(joined: th.Tensor, targets: th.Tensor) -> th.Tensor:
-        # One pass over the logits of reward and critics
-        logits = th.cat([model.reward(joined)[None], model.critics(joined, noise.dropped)])
-        return model.two_hot.cross_entropy(logits, targets)
-
-    targets = th.cat([batch.rewards[None], target.expand(model.n_critics, -1, -1, -1)])
-    entropies = recomputed(model.recompute, cross_entropies, joined, targets) * weight
+    # One pass over the logits of reward and critics
+    reward_logits = recomputed(model.recompute, model.reward, joined)
+    logits = th.cat([reward_logits[None], model.critics(joined, noise.dropped)])
+    targets = th.cat([batch.rewards[None], target.expand(len(logits) - 1, -1, -1, -1)])
+    entropies = recomputed(model.recompute, model.two_hot.cross_entropy, logits, targets) * weight
     reward, value = entropies[0].mean(), entropies[1:].mean()
     losses = {"consistency": consistency, "reward": reward, "value": value}
     total = coefficients.consistency * consistency + coefficients.reward * reward + coefficients.value * value
@@ -356,7 +353,7 @@ def prior_values(
         sample, value = imagined_return(model, z[0], task, critics, draws, discount, episodic)
         return sample, value[None]
     sample = recomputed(model.recompute, model.prior_sample, z, noise.prior[: len(z)], task)
-    return sample, recomputed(model.recompute, model.value, z, sample.action, task, critics).mean(0)
+    return sample, model.value(z, sample.action, task, critics).mean(0)
 
 
 @th.no_grad()
@@ -419,7 +416,7 @@ def imagined_return(
             if episodic and model.termination is not None:
                 weight = weight * (model.termination(model.join(z, None, task)) <= 0)
     rewards = model.two_hot.decode(recomputed(model.recompute, model.reward, th.stack(inputs[:-1])))
-    value = model.two_hot.decode(recomputed(model.recompute, critics, inputs[-1])).mean(0)
+    value = model.two_hot.decode(critics(inputs[-1])).mean(0)
     stacked = PriorSample(*(th.stack(parts) for parts in zip(*samples, strict=True)))
     return stacked, (th.stack(weights) * rewards).sum(0) + weight * value
 

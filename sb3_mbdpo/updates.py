@@ -73,7 +73,7 @@ class Learner:
         activation_checkpointing: bool = False,
     ):
         self.policy, self.model = policy, policy.world_model
-        self.model.recompute = activation_checkpointing
+        self.model.set_recompute(activation_checkpointing)
         self.coefficients, self.tau, self.bootstrap = coefficients, tau, bootstrap
         self.without_energy = replace(coefficients, energy=0.0)
         self.energy_interval = energy_interval

@@ -129,8 +129,7 @@ class WorldModel(nn.Module):
             if with_score
             else None
         )
-        # Whether losses compute activations again in the backward pass instead of keeping them; the learner says so
-        self.recompute = False
+        self.set_recompute(False)
         self.register_buffer("energy_mean", th.zeros(1))
         self.register_buffer("energy_std", th.ones(1))
         self.register_buffer("prior_scale", th.ones(1))
@@ -146,6 +145,12 @@ class WorldModel(nn.Module):
         masks = th.stack([(width < dim).float() for dim in tasks.action_dims])
         self.register_buffer("action_masks", masks)
         return tasks.embedding_dim
+
+    def set_recompute(self, wanted: bool) -> None:
+        """
+        :param wanted: Whether losses compute activations again in the backward pass instead of keeping them
+        """
+        self.recompute = self.critics.recompute = wanted
 
     # --- inputs -------------------------------------------------------------------------------------------------
 

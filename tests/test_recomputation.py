@@ -41,7 +41,8 @@ def forwards(learner: Learner) -> dict[str, int]:
     def count(*_: Any) -> None:
         calls["reward"] += 1
 
-    learner.model.reward.register_forward_hook(count)
+    # Before the head, which stops where nothing more is needed
+    learner.model.reward.register_forward_pre_hook(count)
     return calls
 
 
