@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # What is told of an episode that ended, besides its task and its success
 PLAIN = (bool, int, float, str, np.number, np.bool_)
 
+# Of a step's names, those that are none of Stable-Baselines3's
+NOT_SEEN = ("self", "model", "ranks", "first", "last")
+
 
 class SharedCallback(BaseCallback):
     """
@@ -209,26 +212,28 @@ class SharedRun:
         self.model.policy.set_training_mode(False)
         for single in self.shared:
             single.on_rollout_start()
-        with self.ranks.together():
-            self.own.on_rollout_start()
-        for _ in range(self.model.train_freq.frequency):
-            if not self._step():
+        steps = self.model.train_freq.frequency
+        for step in range(steps):
+            if not self._step(first=step == 0, last=step == steps - 1):
                 return False
         for single in self.shared:
             single.on_rollout_end()
-        with self.ranks.together():
-            self.own.on_rollout_end()
         return True
 
-    def _step(self) -> bool:
-        """One step in all environments of all processes; whether to go on after it."""
+    def _step(self, first: bool, last: bool) -> bool:
+        """
+        One step in all environments of all processes; whether to go on after it. What can fail is in as few blocks as
+        the order of things allows: each of them is an exchange between the processes.
+        """
         model, ranks, env, replay_buffer = self.model, self.ranks, self.env, self.buffer
         with ranks.together():
+            if first:
+                self.own.on_rollout_start()
             with self.draws.acting():
                 actions, buffer_actions = model._sample_action(model.learning_starts, self.noise, env.num_envs)
             new_obs, rewards, dones, infos = env.step(actions)
         model.num_timesteps += self.width
-        seen = {name: value for name, value in locals().items() if name not in ("self", "model", "ranks")}
+        seen = {name: value for name, value in locals().items() if name not in NOT_SEEN}
         for single in self.shared:
             single.update_locals(seen)
         # All of them, one after the other: any may wait for the other processes
@@ -244,6 +249,8 @@ class SharedRun:
             if self.noise is not None:
                 for index in np.flatnonzero(dones).tolist():
                     self.noise.reset([index] if env.num_envs > 1 else None)
+            if last:
+                self.own.on_rollout_end()
         model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
         self._agree_on_episodes(int(np.sum(dones)), episodes)
         return True

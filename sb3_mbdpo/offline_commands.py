@@ -25,6 +25,7 @@ import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import get_device
 
 from sb3_mbdpo.adaptation import PARTS
 from sb3_mbdpo.chunks import convert_chunks
@@ -32,7 +33,7 @@ from sb3_mbdpo.distributed import ALONE, TIMEOUT_MINUTES, Ranks, is_restarted, p
 from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.multitask_env import make_env, make_multitask_env
 from sb3_mbdpo.offline import OfflineData
-from sb3_mbdpo.presets import MODEL_SIZES, PRESETS
+from sb3_mbdpo.presets import MODEL_SIZES, PRESETS, RATE_RULES, resolve_preset, scaled_learning_rate
 from sb3_mbdpo.shard_format import DESCRIPTION
 from sb3_mbdpo.shards import ShardedDataset
 from sb3_mbdpo.task_replay import TASK_SAMPLINGS
@@ -106,6 +107,18 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=[*PRESETS, "auto"], default="auto", help="model size and search budget")
     parser.add_argument("--model-size", type=float, choices=sorted(MODEL_SIZES), help="millions of parameters")
     parser.add_argument("--batch-size", type=_positive, help="windows per gradient step")
+    parser.add_argument(
+        "--scale-learning-rate",
+        choices=list(RATE_RULES),
+        default="none",
+        help="let the learning rate, that of the preset or of --set, follow the batch size: sqrt suits Adam",
+    )
+    parser.add_argument(
+        "--reference-batch-size",
+        type=_positive,
+        metavar="WINDOWS",
+        help="batch size that the learning rate belongs to (default: the preset's)",
+    )
     parser.add_argument("--task-sampling", choices=TASK_SAMPLINGS, help="how tasks share a batch")
     parser.add_argument("--observation-dim", type=_positive, help="width of observations, with room for later tasks")
     parser.add_argument("--action-dim", type=_positive, help="number of actions, with room for later tasks")
@@ -182,7 +195,8 @@ def _begun_before(args: argparse.Namespace) -> bool:
 
 def _pretrained_so_far(args: argparse.Namespace, path: Path, data: OfflineData, ranks: Ranks) -> tuple[MBDPO, bool]:
     """The model to go on with, and whether it has learned before."""
-    given, saved, verbose = _model_arguments(args), path.exists(), args.verbose if ranks.is_main else 0
+    given = _model_arguments(args) | _scaled_rate(args)
+    saved, verbose = path.exists(), args.verbose if ranks.is_main else 0
     if args.resume and not saved:
         raise ArgumentsError(f"{path} does not exist: there is nothing to --resume.")
     if saved and not args.resume and not _begun_before(args):
@@ -193,6 +207,21 @@ def _pretrained_so_far(args: argparse.Namespace, path: Path, data: OfflineData, 
         return model, True
     room = {"observation_dim": args.observation_dim, "action_dim": args.action_dim}
     return MBDPO.from_minari(data, **room, **given, device=args.device, verbose=verbose), False
+
+
+def _scaled_rate(args: argparse.Namespace) -> dict[str, float]:
+    """The learning rate that suits the batch size; nothing where it is not to follow it."""
+    if args.scale_learning_rate == "none":
+        if args.reference_batch_size is not None:
+            raise ArgumentsError("--reference-batch-size is for --scale-learning-rate: pass sqrt or linear there.")
+        return {}
+    given = _model_arguments(args)
+    _, values = resolve_preset(given.get("preset", "auto"), get_device(args.device))
+    rate, batch_size = (given.get(name, values[name]) for name in ("learning_rate", "batch_size"))
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        raise ArgumentsError(f"--scale-learning-rate needs a number as learning_rate, got {rate!r}.")
+    reference = args.reference_batch_size or values["batch_size"]
+    return {"learning_rate": scaled_learning_rate(rate, batch_size, reference, args.scale_learning_rate)}
 
 
 def _data(entries: Sequence[str], shards_dir: str | None) -> OfflineData:

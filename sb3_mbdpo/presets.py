@@ -9,6 +9,9 @@ from torch import nn
 
 from sb3_mbdpo.layers import Mish
 
+# Powers of the batch size by which learning rates can follow it
+RATE_RULES = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
+
 
 @dataclass(frozen=True)
 class ModelSize:
@@ -182,6 +185,28 @@ def resolve_preset(name: str, device: th.device) -> tuple[str, dict[str, Any]]:
         raise ValueError(f'preset must be "auto", "paper", "cpu" or "debug", got {name!r}.')
     resolved = name if name != "auto" else ("cpu" if device.type == "cpu" else "paper")
     return resolved, asdict(PRESETS[resolved])
+
+
+def scaled_learning_rate(rate: float, batch_size: int, reference: int, rule: str) -> float:
+    """
+    The learning rate for another batch size than the one it was found with.
+
+    For Adam a root keeps the noise of the weights' path alike (Malladi et al., 2022); their rule also moves Adam's
+    betas and epsilon, which stay as they are here. Linear is the rule of plain gradient descent.
+
+    :param rate: Learning rate for the reference
+    :param batch_size: Windows per update
+    :param reference: Windows per update that ``rate`` belongs to
+    :param rule: One of :data:`RATE_RULES`
+    :return: Learning rate for ``batch_size``
+    :raises ValueError: for an unknown rule
+
+    >>> [scaled_learning_rate(3e-4, 1024, 256, rule) for rule in RATE_RULES]
+    [0.0003, 0.0006, 0.0012]
+    """
+    if rule not in RATE_RULES:
+        raise ValueError(f"The rule for the learning rate must be one of {list(RATE_RULES)}, got {rule!r}.")
+    return rate * (batch_size / reference) ** RATE_RULES[rule]
 
 
 def resolve_model_size(model_size: float) -> dict[str, Any]:

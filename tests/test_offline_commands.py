@@ -92,6 +92,24 @@ def test_arguments_reach_the_model(tmp_path: Path) -> None:
     assert model.tasks is not None and (model.tasks.observation_dim, model.tasks.action_dim) == (5, 2)
 
 
+@pytest.mark.parametrize(
+    ("more", "rate"),
+    [
+        ([], 1e-3),
+        # The debug preset's rate belongs to its 32 windows, this run has 8
+        (["--scale-learning-rate", "sqrt"], 1e-3 / 2),
+        (["--scale-learning-rate", "linear", "--reference-batch-size", "4"], 1e-3 * 2),
+        (["--scale-learning-rate", "sqrt", "--reference-batch-size", "2", "--set", "learning_rate=1e-4"], 1e-4 * 2),
+    ],
+)
+def test_the_learning_rate_can_follow_the_batch(tmp_path: Path, more: list[str], rate: float) -> None:
+    path = tmp_path / "model.zip"
+    command = [*NAMED, "--save", str(path), *SMALL, *more]
+    assert pretrain([*command, "--steps", "1"]) == 0
+    assert MBDPO.load(path, device="cpu").learning_rate == pytest.approx(rate)
+    assert pretrain([*command, "--steps", "2", "--resume"]) == 0, "the same words go on with the same rate"
+
+
 @pytest.mark.parametrize("kind", ["id", "pooled", "shards", "chunks"])
 def test_kinds_of_data(kind: str, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
@@ -198,6 +216,12 @@ def test_checkpoints_stand_when_something_fails(tmp_path: Path, monkeypatch: pyt
         (["test/none-v0", "--save", "x"], 1, "minari download test/none-v0"),
         (["none.pt", "--save", "x"], 1, "download the chunk first"),
         (["test/slow-v0", "--save", "x", "--set", "horizon=0"], 1, "horizon must be"),
+        (["test/slow-v0", "--save", "x", "--reference-batch-size", "8"], 2, "pass sqrt or linear"),
+        (
+            ["test/slow-v0", "--save", "x", "--scale-learning-rate", "sqrt", "--set", "learning_rate=fast"],
+            2,
+            "needs a number as learning_rate, got 'fast'",
+        ),
     ],
 )
 def test_what_pretraining_refuses(
