@@ -19,5 +19,6 @@ exec srun torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS
     --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$first:29500" \
     -m sb3_mbdpo.offline_commands pretrain "$@" --save "$save" \
     --preset paper --model-size "${MODEL_SIZE:-317}" --batch-size "${BATCH_SIZE:-1024}" --steps "${STEPS:-10000000}" \
-    --scale-learning-rate "${RATE_RULE:-none}" --task-sampling balanced --seed "${SEED:-0}" --set update_dtype=bfloat16 score_batch_size=64 \
+    --scale-learning-rate "${RATE_RULE:-none}" --task-sampling balanced --seed "${SEED:-0}" \
+    --set update_dtype=bfloat16 score_batch_size=64 \
     --checkpoint-every 5000 --resume-if-saved

@@ -304,6 +304,11 @@ def uneven(ranks: Ranks, folder: Path) -> None:
     model_of(toy_envs(ENVS), batch_size=7).learn(TOTAL, ranks=ranks)
 
 
+def uneven_parts(ranks: Ranks, folder: Path) -> None:
+    """score_batch_size (4) must be a multiple of the number of processes (2) times gradient_accumulation (4)"""
+    model_of(toy_envs(ENVS), gradient_accumulation=4).learn(TOTAL, ranks=ranks)
+
+
 def by_episode(ranks: Ranks, folder: Path) -> None:
     """train_freq counts episodes"""
     model_of(toy_envs(1), train_freq=(1, "episode")).learn(TOTAL, ranks=ranks)
@@ -373,6 +378,7 @@ REFUSED = [
     other_totals,
     other_arguments,
     uneven,
+    uneven_parts,
     by_episode,
     normalized,
     broken_env,
