@@ -33,7 +33,8 @@ NOT_SEEN = ("self", "model", "ranks", "first", "last")
 class SharedCallback(BaseCallback):
     """
     A callback that runs in every process, at the same steps, and may wait for the others; all other callbacks run in
-    the first process alone. It is passed to ``learn`` itself, alone or in a list, not within another callback.
+    the first process alone. It is passed to ``learn`` itself, alone or in a list, not within another callback. Its
+    ``repr`` must be the same in all processes.
     """
 
     # Set by `learn` where there are several
@@ -94,6 +95,10 @@ def learn_together(
     facts |= {"reset_num_timesteps": reset_num_timesteps, "number of environments": model.n_envs}
     facts |= {"observation space": model.observation_space, "action space": model.action_space}
     facts["environments that go on"] = model._last_obs is not None
+    # Those that would wait for the others have to be everywhere
+    facts["shared callbacks"] = [
+        repr(single) for single in callbacks_of(callback) if isinstance(single, SharedCallback)
+    ]
     join(ranks, model, {name: str(value) for name, value in facts.items()})
     with model._sharing(ranks), _silent_unless(ranks.is_main, model):
         SharedRun(model, ranks, callback, log_interval, progress_bar).learn(

@@ -41,6 +41,9 @@ class SharedCheckpoints(SharedCallback):
         self.folder, self.every, self.keep = Path(folder), every, keep
         self._saved_at = 0
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r}, every={self.every}, keep={self.keep})"
+
     def resume(self, algorithm: "type[MBDPO]", env: GymEnv, ranks: Ranks = ALONE, **kwargs: Any) -> "MBDPO | None":
         """
         The model of the last checkpoint, with this process's replay buffer. Replay buffers are pickles, which can run

@@ -361,6 +361,12 @@ def drift(ranks: Ranks, folder: Path) -> None:
     model_of(toy_envs(ENVS)).learn(TOTAL, change, ranks=ranks)
 
 
+def other_checkpoints(ranks: Ranks, folder: Path) -> None:
+    """shared callbacks ("""
+    checkpoints = SharedCheckpoints(folder / "here", every=4 + ranks.rank)
+    model_of(toy_envs(ENVS)).learn(TOTAL, checkpoints, ranks=ranks)
+
+
 def nested(ranks: Ranks, folder: Path) -> None:
     """SharedCheckpoints has to run in every process: pass it to learn() itself"""
     inside = EveryNTimesteps(4, SharedCheckpoints(folder / "nested", every=4))
@@ -385,6 +391,7 @@ REFUSED = [
     broken_observation,
     broken_callback,
     drift,
+    other_checkpoints,
     nested,
     unwritable,
 ]
