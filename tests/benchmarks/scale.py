@@ -5,9 +5,11 @@ counts at one small size what really happens, and times one process against two.
 """
 
 import argparse
+import contextlib
+import io
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +20,14 @@ import torch as th
 from torch.utils.flop_counter import FlopCounterMode
 
 from sb3_mbdpo import MBDPO
-from sb3_mbdpo.distributed import Ranks
+from sb3_mbdpo.distributed import Ranks, process_group
 from sb3_mbdpo.presets import PRESETS
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.search import SearchConfig, with_samples
 from sb3_mbdpo.shards import ShardedDataset
 from sb3_mbdpo.sizes import PAPER_SIZES, count_parameters, shapes_of
 from tests.benchmarks.arithmetic import update_flops
-from tests.processes import launch, learn, toy_model, toy_shards
+from tests.processes import launch, toy_model, toy_shards
 
 FLOAT = 4
 # Of TD-MPC2, whose data the paper takes: `steps` in its released config.yaml, and the batch of its README's command
@@ -34,6 +36,9 @@ UPDATES, BATCH = 10_000_000, 1024
 GPUS = (1, 8, 64)
 # 39 observations, 6 actions and a reward, in rows of H + 1 a window
 ROW_BYTES = (39 + 6 + 1) * FLOAT
+# Batches at which two processes are timed against one, and updates before the clock runs
+BATCHES, SCORE_BATCH, WARM_UP = (64, 256), 64, 5
+SCALING = ["batch", "one process", "two", "times as fast", "calculated", "communication", "with waiting"]
 
 
 @dataclass(frozen=True)
@@ -185,24 +190,88 @@ def measured_update(model: MBDPO, data: Path, update: int = 0) -> tuple[int, int
 
 
 def measured(steps: int) -> str:
-    """One update of the smallest paper size counted as it runs, and one process against two."""
-    lines = []
+    """One update of the smallest paper size counted as it runs, and two processes against one and against the model."""
+    kwargs = {"preset": "paper", "model_size": 1, "search_dtype": "float32"}
     with tempfile.TemporaryDirectory() as folder:
         data = toy_shards(Path(folder, "data"))
-        model = toy_model(data, preset="paper", model_size=1, batch_size=64, search_dtype="float32")
+        model = toy_model(data, batch_size=64, **kwargs)
         flops, payload = measured_update(model, data)
-        expected = update_flops_now(model)
-        lines.append(
+        counted_bytes = (
             f"- Size 1, one task, 64 windows, an update with score network: {flops / 1e9:.3g} GFLOP in matrix products "
-            f"({flops / expected:.2f} of what is counted from shapes), {payload / 1e6:.3g} MB of gradients."
+            f"({flops / update_flops_now(model):.2f} of what is counted from shapes), {payload / 1e6:.3g} MB of "
+            "gradients."
         )
-        kwargs = {"preset": "paper", "model_size": 1, "batch_size": 64, "search_dtype": "float32"}
-        alone, pair = (timed(data, Path(folder, "model.zip"), processes, steps, kwargs) for processes in (1, 2))
-        lines.append(
-            f"- The same model, one process against two with gloo, one thread each, {steps} updates in one run: "
-            f"{alone / pair:.2f} times as many updates a second with two. The machine has two cores and was shared."
-        )
-    return "\n".join(lines)
+        rows = [scaling(data, batch, steps, kwargs) for batch in BATCHES]
+    return (
+        f"{counted_bytes}\n- The same model, one process against two with gloo, one thread each, {steps} updates in "
+        "one run, on two cores. Communication: what the same gradients take to be averaged when nobody is waited for. "
+        "Calculated: one process's update of half a batch, and the communication; the rest is waiting, drawing the "
+        f"whole batch's random numbers, and two cores that share their memory.\n\n{table([SCALING, *rows])}"
+    )
+
+
+def scaling(data: Path, batch: int, steps: int, kwargs: dict[str, Any]) -> list[str]:
+    """Row of the table of two processes against one."""
+    arguments, halved = (
+        kwargs | {"batch_size": batch // parts, "score_batch_size": SCORE_BATCH // parts} for parts in (1, 2)
+    )
+    (alone,) = launch(replica, 1, data, steps, arguments)
+    (half,) = launch(replica, 1, data, steps, halved)
+    pair = max(launch(replica, 2, data, steps, arguments))
+    calculated = half.update + pair.averaging
+    return [
+        str(batch),
+        f"{1e3 * alone.update:.0f} ms",
+        f"{1e3 * pair.update:.0f} ms",
+        f"{alone.update / pair.update:.2f}",
+        f"{alone.update / calculated:.2f}",
+        f"{pair.averaging / pair.update:.0%}",
+        f"{pair.collectives / pair.update:.0%}",
+    ]
+
+
+class Timing(NamedTuple):
+    """
+    Seconds of an ``update``; of them in ``collectives``, waiting for the others included; and of ``averaging`` the same
+    gradients once more when nobody is waited for.
+    """
+
+    update: float
+    collectives: float
+    averaging: float
+
+
+def replica(data: Path, steps: int, kwargs: dict[str, Any]) -> Timing:
+    """What each process does: learn a little, learn again by the clock, and send its gradients once more."""
+    inside, sent = [0.0], []
+
+    def clocked(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Ranks, *arguments: Any) -> Any:
+            start = time.perf_counter()
+            found = function(self, *arguments)
+            inside[0] += time.perf_counter() - start
+            return found
+
+        return call
+
+    def average(self: Ranks, gradients: Sequence[th.Tensor]) -> None:
+        sent.append(gradients)
+        plain(self, gradients)
+
+    plain = Ranks.average
+    with process_group(1) as ranks, contextlib.redirect_stdout(io.StringIO()):
+        model, windows = toy_model(data, **kwargs), ShardedDataset(data)
+        model.learn_offline(windows, WARM_UP, log_interval=steps, ranks=ranks)
+        changed = {name: clocked(getattr(Ranks, name)) for name in ("_reduced", "_gathered")}
+        with mock.patch.multiple(Ranks, average=clocked(average), **changed):
+            start = time.perf_counter()
+            model.learn_offline(windows, steps, log_interval=steps, ranks=ranks)
+            whole = time.perf_counter() - start
+        ranks.sum(th.zeros(1))
+        start = time.perf_counter()
+        for gradients in sent:
+            ranks.average(gradients)
+        return Timing(whole / steps, inside[0] / steps, (time.perf_counter() - start) / steps)
 
 
 def update_flops_now(model: MBDPO) -> int:
@@ -210,16 +279,6 @@ def update_flops_now(model: MBDPO) -> int:
     every = dict.fromkeys(("policy_delay", "energy_interval", "score_interval"), 1)
     with mock.patch.multiple(model, **every):
         return update_flops(model, model.batch_size)
-
-
-def timed(data: Path, saved: Path, processes: int, steps: int, kwargs: dict[str, Any]) -> float:
-    """Seconds of so many updates, without the start."""
-    spent = []
-    for number in (2, 2 + steps):
-        start = time.perf_counter()
-        launch(learn, processes, data, saved, number, kwargs)
-        spent.append(time.perf_counter() - start)
-    return spent[1] - spent[0]
 
 
 def page(measurements: str | None) -> str:
