@@ -106,9 +106,9 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
     :param saturation_coef: Weight of log(1 - a^2) in the prior's objective (0 in the paper): a barrier that keeps the
         prior off the action bounds, where a tanh has no gradient left and critics would bootstrap from a stuck policy.
         Preset
-    :param behaviour_coef: Weight of the squared distance between the prior's actions and the replayed ones in the
-        prior's objective (0 in the paper), whose values count in units of their range. Learning from data alone, 1 or
-        more keeps the prior, and with ``bootstrap="prior"`` the values, where there is data
+    :param behaviour_coef: Weight of the squared distance between the prior's actions and the data's in the prior's
+        objective (0 in the paper), whose values count in units of their range. For ``learn_offline`` alone: 1 or more
+        keeps the prior, and with ``bootstrap="prior"`` the values, where there is data; ``learn`` can try things out
     :param rho: Temporal weight of the losses, rho^t (0.5): lower trusts the first model steps more
     :param encoder_lr_scale: Learning rate of the encoder relative to ``learning_rate`` (0.3)
     :param max_grad_norm: Gradient-norm clip, for world model, prior and score network each (20)
@@ -319,7 +319,6 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
             entropy=self.entropy_coef,
             rho=self.rho,
             saturation=cast(float, self.saturation_coef),
-            behaviour=self.behaviour_coef,
         )
         names = ["tau", "bootstrap", "target_horizon", "prior_horizon", "policy_delay", "energy_interval", "score_coef"]
         names += ["score_batch_size", "score_samples", "score_interval", "max_grad_norm", "activation_checkpointing"]

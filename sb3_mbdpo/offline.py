@@ -5,6 +5,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -144,7 +145,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         if self.episodic is None and data.has_terminations():
             self.policy.mark_episodic()
         self._counts_offline_steps = True
-        with self._any_env(), self._sharing(ranks):
+        with self._any_env(), self._sharing(ranks), self._near_the_data():
             total_timesteps = self._setup_offline(gradient_steps, tb_log_name, reset_num_timesteps)
             callback = self._init_callback(callbacks)
             with ranks.together():
@@ -181,6 +182,17 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
             yield
         finally:
             self.learner.ranks = ALONE
+
+    @contextmanager
+    def _near_the_data(self) -> Iterator[None]:
+        """Keep the prior where there is data, as long as it cannot try what it would rather do."""
+        learner = self.learner
+        coefficients = learner.coefficients
+        learner.coefficients = replace(coefficients, behaviour=cast("MBDPO", self).behaviour_coef)
+        try:
+            yield
+        finally:
+            learner.coefficients = coefficients
 
     def _log_offline(self) -> None:
         check_no_drift(self.learner.ranks, self.policy)

@@ -73,6 +73,24 @@ def record_pendulum(name: str = "test/pendulum-v0", **kwargs: Any) -> Any:
 # --- learning ------------------------------------------------------------------------------------------------------
 
 
+def test_the_prior_keeps_near_the_data_offline_and_goes_its_own_way_online() -> None:
+    dataset = record_pendulum()
+    observations = np.concatenate([episode.observations[:-1] for episode in dataset.iterate_episodes()])
+    recorded_actions = np.concatenate([episode.actions for episode in dataset.iterate_episodes()])
+    distances, online = [], []
+    for coef in (0.0, 50.0):
+        arguments = DEBUG | {"behaviour_coef": coef, "learning_rate": 1e-2, "act_mode": "prior"}
+        model = MBDPO.from_minari("test/pendulum-v0", **arguments)
+        model.learn_offline("test/pendulum-v0", 150)
+        actions, _ = model.predict(observations, deterministic=True)
+        distances.append(float(np.abs(actions - recorded_actions).mean()))
+        model = MBDPO("MlpPolicy", toy_envs(1), learning_starts=20, warmup_updates=2, **arguments)
+        online.append(flat_parameters(model.learn(30).policy))
+    # Uniform actions are a mean of 1 away from their middle
+    assert distances[1] < 1.1 < 1.5 < distances[0]
+    assert th.equal(*online)
+
+
 @pytest.mark.parametrize(("policy", "space"), POLICIES, ids=str)
 def test_models_without_environment_learn_act_and_survive_a_file(
     tmp_path: Path, policy: str, space: spaces.Space

@@ -65,8 +65,6 @@ def finetune(out: Path, task: str, seed: str) -> dict[str, Any]:
     """Add a held-out task to the pretrained model and go on learning, on that task alone."""
     model = MBDPO.load(out / f"pretrain-{FINETUNED_SIZE}.zip", device="cpu", seed=int(seed))
     model.set_random_seed(int(seed))
-    # What is tried from now on is data of its own
-    model.behaviour_coef = 0.0
     added = model.add_task(f"mbdpo/{task}-v0", name=task, like=HELD_OUT[task], episode_length=500)
     curve = out / f"finetune-{task}-{seed}.csv"
     env = eval_env(task, CURVE_EPISODES, model.tasks)
