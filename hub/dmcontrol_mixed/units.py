@@ -7,7 +7,7 @@ import minari
 import numpy as np
 import pandas as pd
 from behaviour_cloning import clone_behaviour
-from online import LearningCurve, eval_env, play, train_from_scratch
+from online import ONLINE, LearningCurve, eval_env, play, train_from_scratch
 from stable_baselines3.common.logger import configure
 from study import (
     COLLECT_STEPS,
@@ -63,7 +63,9 @@ def pretrain(out: Path, size: str) -> dict[str, Any]:
 
 def finetune(out: Path, task: str, seed: str) -> dict[str, Any]:
     """Add a held-out task to the pretrained model and go on learning, on that task alone."""
-    model = MBDPO.load(out / f"pretrain-{FINETUNED_SIZE}.zip", device="cpu", seed=int(seed))
+    # Batches as from scratch
+    batch_size = ONLINE["batch_size"]
+    model = MBDPO.load(out / f"pretrain-{FINETUNED_SIZE}.zip", device="cpu", seed=int(seed), batch_size=batch_size)
     model.set_random_seed(int(seed))
     added = model.add_task(f"mbdpo/{task}-v0", name=task, like=HELD_OUT[task], episode_length=500)
     curve = out / f"finetune-{task}-{seed}.csv"
