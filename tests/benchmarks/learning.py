@@ -314,13 +314,14 @@ def summarise(rows: pd.DataFrame, threshold: float | None = None) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: pd.DataFrame, path: Path, threshold: float | None = None) -> None:
+def plot(rows: pd.DataFrame, path: Path, threshold: float | None = None, episodes: pd.DataFrame | None = None) -> None:
     """
     Draw return by environment steps and by seconds of training: a thin line per seed, a bold one for their mean.
 
     :param rows: The study's evaluations
     :param path: Picture to write
     :param threshold: Return to mark
+    :param episodes: The study's training episodes, to be drawn as dots; None for none
     """
     import matplotlib
 
@@ -338,6 +339,10 @@ def plot(rows: pd.DataFrame, path: Path, threshold: float | None = None) -> None
             panel.plot(
                 mean[column], mean["return_mean"], color=f"C{i}", linewidth=2.5, label=f"{label} ({seeds} seeds)"
             )
+            if episodes is not None:
+                tried = episodes[episodes["label"] == label]
+                name = f"{label}, training episodes"
+                panel.scatter(tried[column], tried["episode_return"], color=f"C{i}", s=14, alpha=0.5, label=name)
         if threshold is not None:
             panel.axhline(threshold, color="grey", linestyle="--", linewidth=1)
         panel.set(xlabel=title, xlim=(0, None))
@@ -406,6 +411,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--jobs", type=int, default=1, help="workers at the same time")
     add("--device", default="auto")
     add("--threshold", type=float, help="return to reach and keep")
+    add("--training-episodes", action="store_true", help="draw returns of training episodes as dots")
     add("--plot-only", action="store_true", help="only make the table and the picture again")
     add("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -423,7 +429,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = read_table(out, EVALUATIONS)
     if not rows.empty:
         print(summarise(rows, args.threshold))
-        plot(rows, out / PICTURE, args.threshold)
+        plot(rows, out / PICTURE, args.threshold, read_table(out, EPISODES) if args.training_episodes else None)
         print(f"Wrote {out / PICTURE}")
     return 1 if failures else 0
 
