@@ -47,7 +47,13 @@ class AccumulatingLearner(Learner):
         :param samples: Windows from the replay buffer
         :param index: Number of updates before this one
         :return: Losses, gradient norms and statistics by log key, as scalar tensors
+        :raises ValueError: if the windows cannot be split into equal parts
         """
+        if samples.actions.shape[1] % self.parts:
+            raise ValueError(
+                f"A batch of {samples.actions.shape[1]} windows cannot be split into {self.parts} equal parts: pass a "
+                "multiple of gradient_accumulation."
+            )
         metrics, parts = self._step_world_model(samples, index)
         if index % self.policy_delay == 0:
             metrics |= self._step_prior(parts)

@@ -60,6 +60,12 @@ def test_the_result_is_that_of_the_whole_batch(case: str) -> None:
             th.testing.assert_close(metrics_of_parts[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_unequal_parts_are_refused() -> None:
+    learner = learner_for(make_policy(), kind=AccumulatingLearner, parts=5)
+    with pytest.raises(ValueError, match="multiple of gradient_accumulation"):
+        learner.update(samples())
+
+
 def test_activations_of_one_part_at_a_time() -> None:
     sizes = [max(graph_bytes(parts)) for parts in (1, PARTS)]
     assert sizes[1] < sizes[0] / 3
