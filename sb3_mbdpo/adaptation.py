@@ -13,6 +13,7 @@ from torch import nn
 
 from sb3_mbdpo.multitask_env import MultiTaskEnv
 from sb3_mbdpo.policies import MBDPOPolicy
+from sb3_mbdpo.shards import CONSTANT_STD
 from sb3_mbdpo.tasks import Task, pad_right
 from sb3_mbdpo.world_model import WorldModel
 
@@ -149,6 +150,16 @@ def random_episodes(env: gym.Env, n_episodes: int, rng: np.random.Generator, max
     return episodes
 
 
+def observation_statistics(episodes: Sequence[Episode]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """
+    :param episodes: Episodes of one task
+    :return: mean and standard deviation of its observations; 1 where an entry does not vary
+    """
+    values = np.concatenate([episode.observations for episode in episodes]).astype(np.float64)
+    std = values.std(axis=0)
+    return tuple(values.mean(axis=0).tolist()), tuple(np.where(std < CONSTANT_STD, 1.0, std).tolist())
+
+
 class _Recorded(NamedTuple):
     observations: np.ndarray
     actions: np.ndarray
@@ -222,13 +233,14 @@ def task_errors(
     errors = []
     for index in range(n_tasks):
         task = th.full((count,), index, dtype=th.long, device=windows.actions.device)
-        z = model.encode(windows.observations[0], task)
+        latents = [model.encode(policy.preprocess(obs, task=task), task) for obs in windows.observations]
+        z = latents[0]
         dynamics, reward = [], []
-        for action, observation, target in zip(windows.actions, windows.observations[1:], windows.rewards, strict=True):
+        for action, latent, target in zip(windows.actions, latents[1:], windows.rewards, strict=True):
             joined = model.join(z, action, task)
             reward.append(model.two_hot.cross_entropy(model.reward(joined), target).mean())
             z = model.dynamics(joined)
-            dynamics.append((z - model.encode(observation, task)).pow(2).mean())
+            dynamics.append((z - latent).pow(2).mean())
         means = float(th.stack(dynamics).mean()), float(th.stack(reward).mean())
         errors.append(TaskError(consistency_coef * means[0] + reward_coef * means[1], *means))
     return errors

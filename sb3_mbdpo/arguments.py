@@ -149,7 +149,7 @@ def check_arguments(model: MBDPO) -> None:
         raise ValueError(
             f"prior_horizon must be at most horizon ({model.horizon}), got {model.prior_horizon}; raise horizon too."
         )
-    for name in ("compile", "activation_checkpointing"):
+    for name in ("compile", "activation_checkpointing", "normalize_observations"):
         if not isinstance(getattr(model, name), bool):
             raise ValueError(f"{name} must be True or False, got {getattr(model, name)!r}.")
     for name in ("batch_size", *(["score_batch_size"] if model.score_coef > 0 else [])):
@@ -189,6 +189,11 @@ def _check_tasks(model: MBDPO) -> None:
     if model.tasks is None:
         if model.task_sampling != "proportional":
             raise ValueError('task_sampling="balanced" needs several tasks: pass `tasks` or a multi-task environment.')
+        if model.normalize_observations:
+            raise ValueError(
+                "normalize_observations is for models of several tasks: wrap the environment in VecNormalize, or name "
+                'the task, from_minari({"name": data set}).'
+            )
         return
     if model.gamma is not None:
         raise ValueError(f"gamma={model.gamma:g} is for one task: here each has its own, pass Task(discount=...).")

@@ -136,6 +136,9 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         the environments if they are ``MultiTaskEnv``, see :func:`~sb3_mbdpo.multitask_env.make_multitask_env`;
         otherwise the model is one of a single task. The policy is then "MultiInputPolicy"
     :param task_sampling: How tasks share a batch: "proportional" to what is stored of each, or "balanced"
+    :param normalize_observations: Standardise each task's observations by the mean and standard deviation of its data,
+        taken when ``learn_offline`` first sees them (False, as in the paper). Entries of very different size are then
+        told apart from the start. For models of several tasks; others have ``VecNormalize``
     :param stats_window_size: Episodes averaged in the logs
     :param tensorboard_log: Folder of the tensorboard logs
     :param policy_kwargs: Arguments of the policy: net_arch, activation_fn, n_critics, widths, features extractor,
@@ -216,6 +219,7 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         episodic: bool | None = None,
         tasks: TaskSet | dict[str, Any] | list[dict[str, Any]] | None = None,
         task_sampling: str = "proportional",
+        normalize_observations: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -271,7 +275,7 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         self.warm_denoising_steps = warm_denoising_steps
         self.gradient_accumulation, self.activation_checkpointing = gradient_accumulation, activation_checkpointing
         self._tasks = plain_tasks(tasks)
-        self.task_sampling = task_sampling
+        self.task_sampling, self.normalize_observations = task_sampling, normalize_observations
         self._trainable: list[str] | None = None
         self._acts_from_start = self._counts_offline_steps = False
         self._task_returns: dict[str, list[float]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +22,7 @@ from sb3_mbdpo.adaptation import (
     check_parts,
     episode_windows,
     extend_embedding,
+    observation_statistics,
     random_episodes,
     set_trainable,
     task_errors,
@@ -46,6 +48,7 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
 
     learner: Learner
     task_sampling: str
+    normalize_observations: bool
     horizon: int | None
     consistency_coef: float
     reward_coef: float
@@ -71,6 +74,10 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
                 'MBDPO("MultiInputPolicy", make_multitask_env(tasks)).'
             )
         return self.tasks
+
+    def _set_tasks(self, tasks: TaskSet) -> None:
+        self._tasks = tasks.to_plain()
+        self.policy.register_tasks(tasks)
 
     # --- construction -------------------------------------------------------------------------------------------
 
@@ -152,6 +159,11 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        if self.normalize_observations and not self._require_tasks().normalizes:
+            raise ValueError(
+                "normalize_observations takes its statistics from data, and this model has none yet: call "
+                "learn_offline first, or give tasks an observation_mean and observation_std."
+            )
         if reset_num_timesteps:
             self._task_returns = {}
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -225,7 +237,8 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         ``model.add_task(env, like="walker-walk")`` and then ``model.learn(40_000)`` fine-tunes. The model acts by its
         own policy from the first step on, and updates start after ``learning_starts`` steps. Optimizers start anew:
         moments of the old tasks' losses would go on moving the old tasks' embeddings. So does the replay buffer, which
-        then holds the new task alone.
+        then holds the new task alone. In a model that normalises observations the new task is normalised like the one
+        that it starts from, or by its own episodes where that one has another number of observations.
 
         :param env: An environment with flat Box observations, its id, or a function that makes one
         :param name: Name of the task; None: the environment's id
@@ -259,11 +272,11 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         source, errors = like, None
         if like == NEAREST:
             source, errors = self._nearest(tasks, wrapped, episodes, n_episodes)
+        extended = self._with_new_statistics(extended, name, source, inner, episodes, n_episodes)
         # Nothing has changed so far, and nothing can fail from here on
         index = None if source is None else tasks.index(source)
         extend_embedding(self.policy.world_model, extended[name].action_dim, index, self.policy.generator)
-        self._tasks = extended.to_plain()
-        self.policy.register_tasks(extended)
+        self._set_tasks(extended)
         self.set_trainable(trainable)
         self.policy.rebuild_optimizers(self.lr_schedule)
         self.learner = self._make_learner()
@@ -288,6 +301,32 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         """
         set_trainable(self.policy.world_model, parts)
         self._trainable = None if parts is None else list(parts)
+
+    def _with_new_statistics(
+        self,
+        tasks: TaskSet,
+        name: str,
+        source: str | None,
+        env: gym.Env,
+        episodes: Sequence[Episode] | None,
+        n_episodes: int,
+    ) -> TaskSet:
+        """
+        Statistics for the last task of a set, where the others have some: those of the task that it starts from, whose
+        entries mean the same if there are as many, otherwise those of its own episodes.
+        """
+        task = tasks[name]
+        if not tasks.normalizes or task.observation_mean is not None:
+            return tasks
+        like = None if source is None else tasks[source]
+        if like is not None and like.observation_dim == task.observation_dim:
+            mean, std = like.observation_mean, like.observation_std
+        else:
+            if episodes is None:
+                episodes = random_episodes(env, n_episodes, np.random.default_rng(self.seed))
+            mean, std = observation_statistics(episodes)
+        added = replace(task, observation_mean=mean, observation_std=std)
+        return TaskSet([*list(tasks)[:-1], added], tasks.observation_dim, tasks.action_dim)
 
     def _nearest(
         self, tasks: TaskSet, env: MultiTaskEnv, episodes: Sequence[Episode] | None, n_episodes: int

@@ -28,7 +28,14 @@ from sb3_mbdpo.minari_sources import Dataset, check_same_spaces, common_spaces, 
 from sb3_mbdpo.multitask import MultiTaskAlgorithm
 from sb3_mbdpo.multitask_env import EnvSource, make_multitask_env
 from sb3_mbdpo.offline_evaluation import OfflineEvaluation, TasksEvaluation, eval_envs
-from sb3_mbdpo.offline_tasks import TaskWindows, check_tasks, present, task_set_of_data, with_references
+from sb3_mbdpo.offline_tasks import (
+    TaskWindows,
+    check_tasks,
+    present,
+    task_set_of_data,
+    with_references,
+    with_statistics,
+)
 from sb3_mbdpo.presets import discount_for, learning_starts_for
 from sb3_mbdpo.replicas import check_no_drift, facts_of_data, join
 from sb3_mbdpo.shard_format import TaskData
@@ -88,7 +95,8 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         interrupted, loaded and continued with ``reset_num_timesteps=False`` is the training that was not.
 
         A model of several tasks learns from data of all or some of them, which are found by their names; its
-        ``task_sampling`` decides how tasks share a batch.
+        ``task_sampling`` decides how tasks share a batch. With ``normalize_observations`` tasks that have no statistics
+        of their observations yet get those of their data.
 
         With several processes (see :func:`~sb3_mbdpo.distributed.process_group`) all call this with the same arguments
         on models of the same arguments. They begin with the first one's weights, share each batch of ``batch_size``
@@ -132,6 +140,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
             data = self._open_data(dataset, shards_dir)
         facts = {"gradient steps to do": str(gradient_steps), "log_interval": str(log_interval)}
         join(ranks, cast("MBDPO", self), facts_of_data(data) | facts)
+        self._normalize_by(data)
         windows = data if self.tasks is None else TaskWindows(data, self.tasks)
         if self.seed is None and ranks.size > 1:
             windows.seed(ranks.shared_seed())
@@ -173,6 +182,18 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
                 callback.on_training_end()
         _close(envs, eval_env)
         return self
+
+    def _normalize_by(self, data: ShardedDataset) -> None:
+        """Give tasks that have none the statistics of their data, where the model normalises."""
+        if not self.normalize_observations:
+            return
+        tasks = self._require_tasks()
+        if self._n_updates > 0 and not tasks.normalizes:
+            raise ValueError(
+                "This model has learned from observations as they are, it cannot have them normalised now: load it "
+                "with normalize_observations=False, or begin a new one."
+            )
+        self._set_tasks(with_statistics(tasks, data))
 
     @contextmanager
     def _sharing(self, ranks: Ranks) -> Iterator[None]:

@@ -175,6 +175,26 @@ def task_set_of_data(
     return found
 
 
+def with_statistics(tasks: TaskSet, data: ShardedDataset) -> TaskSet:
+    """
+    The model's tasks, with the data's mean and standard deviation of observations where a task has none yet.
+
+    :param tasks: The model's tasks
+    :param data: Set whose tasks fit, see :func:`check_tasks`
+    :return: The set; the same one if nothing is missing
+    :raises ValueError: for observations that are not finite
+    """
+    indices = {entry.name: index for index, entry in enumerate(data.tasks) if entry.episodes > 0}
+
+    def filled(task: Task) -> Task:
+        if task.observation_mean is not None or task.name not in indices:
+            return task
+        mean, std = (x[: task.observation_dim] for x in data.observation_statistics(indices[task.name]))
+        return replace(task, observation_mean=tuple(mean.tolist()), observation_std=tuple(std.tolist()))
+
+    return TaskSet([filled(task) for task in tasks], tasks.observation_dim, tasks.action_dim)
+
+
 def _checked_id(task: Task, env_id: str) -> str | None:
     """The id, if it makes an environment of the task's sizes here; None, with a warning, otherwise."""
     try:

@@ -340,17 +340,22 @@ class MBDPOPolicy(TaskPolicy):
 
     # --- observations -------------------------------------------------------------------------------------------
 
-    def preprocess(self, obs: PyTorchObs, augment: bool = False, ranks: Ranks = ALONE) -> Features:
+    def preprocess(
+        self, obs: PyTorchObs, augment: bool = False, ranks: Ranks = ALONE, task: th.Tensor | None = None
+    ) -> Features:
         """
         Raw observations to what the encoder reads: floats, one-hot where discrete, images in [0, 1].
 
         :param obs: Batch of observations as the environment gives them [B, ...]
         :param augment: Shift images at random, as training does
         :param ranks: Processes that share the batch
+        :param task: Task indices [B], where they came beside the observations
         :return: Preprocessed observations [B, ...]
         """
         if self.task_set is not None:
-            return (obs[OBSERVATION_KEY] if isinstance(obs, dict) else obs).float()
+            vectors = (obs[OBSERVATION_KEY] if isinstance(obs, dict) else obs).float()
+            tasks = self.tasks_of(obs, task) if self.task_set.normalizes else None
+            return vectors if tasks is None else self.standardise(vectors, tasks)
         if augment and self.shift_pixels > 0:
             obs = self._augment(obs, ranks)
         return preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)

@@ -27,6 +27,10 @@ from sb3_mbdpo.task_replay import check_task_sampling
 VERIFY_BYTES = 2**30
 # A page fault in a file maps the pages around it too, where the system has them: 64 KiB on Linux
 FAULT_BYTES = 2**16
+# Rows of a task from which its observations' mean and standard deviation are taken
+STATISTICS_ROWS = 100_000
+# Below it an entry does not vary but for rounding
+CONSTANT_STD = 1e-4
 
 
 class _Rows:
@@ -170,6 +174,25 @@ class ShardedDataset:
         """
         self.rng = np.random.default_rng(seed)
 
+    def observation_statistics(self, task: int, max_rows: int = STATISTICS_ROWS) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Mean and standard deviation of a task's flat observations, from rows spread evenly over its transitions: the
+        same in every process, whatever was drawn before.
+
+        :param task: Index of a task that has episodes
+        :param max_rows: Most rows to read
+        :return: mean and standard deviation [W], float64; 1 where an entry does not vary
+        """
+        place = np.flatnonzero(np.unique(self.episode_tasks) == task)[0]
+        first, size = int(self._task_first[place]), int(self._task_size[place])
+        numbers = first + np.unique(np.linspace(0, size - 1, min(size, max_rows)).round().astype(np.int64))
+        episode, transition = self._locate(numbers)
+        (field,) = (field for field in self.description.fields if field.name == "observations")
+        values = field.read(self._rows.take(transition + episode)).astype(np.float64)
+        self._rows.release()
+        std = values.std(axis=0)
+        return values.mean(axis=0), np.where(std < CONSTANT_STD, 1.0, std)
+
     def sample(self, batch_size: int, env: VecNormalize | None = None, ranks: Ranks = ALONE) -> SequenceSamples:
         """
         Draw windows; where one meets its episode's end, the steps that are left are masked.
@@ -212,6 +235,10 @@ class ShardedDataset:
             number = self._task_first[task] + self.rng.integers(self._task_size[task])
         else:
             number = self.rng.integers(len(self), size=batch_size)
+        return self._locate(number)
+
+    def _locate(self, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Episodes, and transitions as they are stored, of transitions counted task by task."""
         place = np.searchsorted(self._ordered_starts, number, side="right") - 1
         if self._order is None:
             return place, number

@@ -9,12 +9,17 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY, TaskSet, check_task_indices
 
+# Standard deviations; VecNormalize's default
+OBSERVATION_BOUND = 10.0
+
 
 class TaskPolicy(BasePolicy):
     """A policy of one task (``task_set`` None) or of those of a task set. Arguments are those of the policy."""
 
     task_set: TaskSet | None
     discounts: th.Tensor
+    observation_means: th.Tensor
+    observation_stds: th.Tensor
     _init_arguments: dict[str, Any]
 
     def register_tasks(self, task_set: TaskSet | None) -> None:
@@ -31,6 +36,10 @@ class TaskPolicy(BasePolicy):
         discounts = th.tensor(task_set.discounts, dtype=th.float32, device=self.device)[:, None]
         # Not in the state_dict: they are part of the task set
         self.register_buffer("discounts", discounts, persistent=False)
+        for name, values in zip(
+            ("observation_means", "observation_stds"), task_set.observation_statistics, strict=True
+        ):
+            self.register_buffer(name, th.as_tensor(values, device=self.device), persistent=False)
 
     def tasks_of(self, obs: PyTorchObs, task: th.Tensor | None = None) -> th.Tensor | None:
         """
@@ -45,6 +54,17 @@ class TaskPolicy(BasePolicy):
             raise ValueError(f'This policy knows several tasks: pass a dict of "{OBSERVATION_KEY}" and "{TASK_KEY}".')
         given = cast(dict[str, th.Tensor], obs)[TASK_KEY] if task is None else task
         return given.reshape(-1).long()
+
+    def standardise(self, observations: th.Tensor, task: th.Tensor) -> th.Tensor:
+        """
+        Observations in units of their task's standard deviation, clipped as VecNormalize does.
+
+        :param observations: Padded observations [B, W]
+        :param task: Task indices [B]
+        :return: [B, W]; as they are where tasks have no statistics
+        """
+        scaled = (observations - self.observation_means[task]) / self.observation_stds[task]
+        return scaled.clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
 
     def row_discounts(self, task: th.Tensor | None) -> th.Tensor | None:
         """

@@ -40,6 +40,9 @@ class Task:
     :param discount: Discount factor; None: the paper's clip((L/5 - 1) / (L/5), 0.95, 0.995), 0.99 for unknown L
     :param ref_min_score: Return that counts as 0 in normalised scores, e.g. a random policy's
     :param ref_max_score: Return that counts as 1, e.g. an expert's
+    :param observation_mean: Mean of each observation entry, which the policy takes off; None: observations stay as they
+        are
+    :param observation_std: Standard deviation of each, which it divides by; both are given or neither
     :raises ValueError: for values that cannot be right, naming task and field
     """
 
@@ -52,6 +55,8 @@ class Task:
     discount: float | None = None
     ref_min_score: float | None = None
     ref_max_score: float | None = None
+    observation_mean: tuple[float, ...] | None = None
+    observation_std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or self.name == NEAREST:
@@ -69,6 +74,7 @@ class Task:
             raise ValueError(f"discount of task {self.name!r} must be between 0 and 1, got {discount!r}.")
         object.__setattr__(self, "discount", float(discount))
         self._check_references()
+        self._check_statistics()
 
     def _check_references(self) -> None:
         low, high = self.ref_min_score, self.ref_max_score
@@ -81,6 +87,21 @@ class Task:
             )
         object.__setattr__(self, "ref_min_score", float(low))
         object.__setattr__(self, "ref_max_score", float(high))
+
+    def _check_statistics(self) -> None:
+        given = self.observation_mean, self.observation_std
+        if given == (None, None):
+            return
+        mean, std = (np.asarray(() if values is None else values, np.float64) for values in given)
+        if mean.shape != (self.observation_dim,) or std.shape != mean.shape or not np.isfinite([mean, std]).all():
+            raise ValueError(
+                f"Task {self.name!r} needs both observation_mean and observation_std, {self.observation_dim} finite "
+                "numbers each, or neither."
+            )
+        if (std <= 0).any():
+            raise ValueError(f"observation_std of task {self.name!r} must be above 0: give constant entries 1.")
+        object.__setattr__(self, "observation_mean", tuple(mean.tolist()))
+        object.__setattr__(self, "observation_std", tuple(std.tolist()))
 
     def normalized(self, score: float) -> float | None:
         """
@@ -207,6 +228,22 @@ class TaskSet:
         """Discount factor of each task."""
         return [float(cast(float, task.discount)) for task in self.tasks]
 
+    @property
+    def normalizes(self) -> bool:
+        """Whether the observations of any task are standardised."""
+        return any(task.observation_mean is not None for task in self.tasks)
+
+    @property
+    def observation_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Means and standard deviations [n_tasks, W] float32; 0 and 1 in padding and for tasks without statistics."""
+        shape = len(self), self.observation_dim
+        means, stds = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+        for row, task in enumerate(self.tasks):
+            if task.observation_mean is not None:
+                means[row, : task.observation_dim] = task.observation_mean
+                stds[row, : task.observation_dim] = task.observation_std
+        return means, stds
+
     # --- plain data ---------------------------------------------------------------------------------------------
 
     def to_plain(self) -> dict[str, Any]:
@@ -216,7 +253,7 @@ class TaskSet:
         return {
             "observation_dim": self.observation_dim,
             "action_dim": self.action_dim,
-            "tasks": [asdict(task) for task in self.tasks],
+            "tasks": [_task_to_plain(task) for task in self.tasks],
         }
 
     @classmethod
@@ -235,6 +272,10 @@ class TaskSet:
             )
         tasks = [_task_from_plain(entry) for entry in content["tasks"]]
         return cls(tasks, content.get("observation_dim"), content.get("action_dim"))
+
+
+def _task_to_plain(task: Task) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(task).items()}
 
 
 def _task_from_plain(entry: Any) -> Task:

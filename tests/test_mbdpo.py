@@ -554,6 +554,7 @@ def test_other_action_spaces_are_refused(space: spaces.Space) -> None:
         ({"behaviour_coef": float("nan")}, "behaviour_coef"),
         ({"warm_denoising_steps": 1.5}, "warm_denoising_steps must be a whole number"),
         ({"compile": "yes"}, "compile must be True or False, got 'yes'"),
+        ({"normalize_observations": True}, "VecNormalize"),
         ({"update_dtype": None}, "update_dtype must be .* got None"),
         ({"policy_kwargs": {"net_arch": []}}, "net_arch needs at least one hidden width"),
         ({"policy_kwargs": {"activation_fn": th.nn.PReLU}}, "activation_fn must have no parameters"),

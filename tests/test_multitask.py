@@ -120,6 +120,7 @@ def test_a_model_of_tasks_can_wait_for_its_environments() -> None:
         ({"policy_kwargs": {"tasks": LEANING.to_plain()}}, "tasks"),
         ({"tasks": TaskSet([Task("up", 3, 1)])}, "make_multitask_env"),
         ({"tasks": [*LEANING.tasks[:2]]}, "dict of"),
+        ({"normalize_observations": 1}, "True or False"),
     ],
 )
 def test_arguments_that_do_not_go_with_tasks(kwargs: dict[str, Any], words: str) -> None:

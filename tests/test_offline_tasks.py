@@ -202,6 +202,44 @@ def test_the_models_task_sampling_decides(task_sampling: str, tmp_path: Path) ->
     np.testing.assert_allclose(shares, wanted, atol=0.07)
 
 
+def test_observations_are_normalised_by_each_tasks_data(two_tasks: list[str], tmp_path: Path) -> None:
+    model = MBDPO.from_minari(DATA, normalize_observations=True, **DEBUG)
+    assert model.tasks is not None and not model.tasks.normalizes
+    with pytest.raises(ValueError, match="call learn_offline first"):
+        model.learn(10)
+    model.learn_offline(DATA, 3)
+    for name, task in zip(DATA, model.tasks, strict=True):
+        episodes = minari.load_dataset(DATA[name]).iterate_episodes()
+        values = np.concatenate([episode.observations[:-1] for episode in episodes]).astype(np.float64)
+        np.testing.assert_allclose(task.observation_mean, values.mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(task.observation_std, values.std(0), rtol=1e-5, atol=1e-6)
+    seen = model.tasks
+    # What was taken stays, whatever the data that comes later, and is saved
+    model.learn_offline({"wide": "test/wide-v0"}, 2)
+    assert model.tasks == seen
+    model.save(tmp_path / "model")
+    loaded = MBDPO.load(tmp_path / "model", device="cpu")
+    assert loaded.tasks == seen
+    obs = {"observation": np.full((2, 4), 0.3, np.float32), "task": np.array([0, 1])}
+    np.testing.assert_array_equal(*(m.predict(obs, deterministic=True)[0] for m in (model, loaded)))
+    # A task more is normalised like the one that it starts from, or by its own episodes
+    same = model.add_task(UP, "same", like="up").task
+    assert (same.observation_mean, same.observation_std) == (seen["up"].observation_mean, seen["up"].observation_std)
+    other = loaded.add_task(UP, "other", like="wide", n_episodes=2).task
+    assert other.observation_mean is not None and len(other.observation_mean) == 3
+    loaded.learn(60)
+
+
+def test_a_model_that_has_learned_without_cannot_be_normalised(two_tasks: list[str], tmp_path: Path) -> None:
+    model = MBDPO.from_minari(DATA, **DEBUG).learn_offline(DATA, 2)
+    assert model.tasks is not None and not model.tasks.normalizes
+    model.save(tmp_path / "model")
+    loaded = MBDPO.load(tmp_path / "model", device="cpu", normalize_observations=True)
+    with pytest.raises(ValueError, match="begin a new one"):
+        loaded.learn_offline(DATA, 2)
+    assert loaded.tasks == model.tasks
+
+
 def test_an_update_is_that_of_the_replay_buffer(two_tasks: list[str]) -> None:
     """The same windows, padded, scaled and told apart as the multi-task environments do it."""
     model = MBDPO.from_minari(DATA, **DEBUG)

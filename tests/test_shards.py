@@ -152,6 +152,21 @@ def test_statistics_of_the_episodes(folder: Path) -> None:
     assert (data.n_episodes, data.has_terminations(), data.max_episode_length) == (6, True, 17)
 
 
+def test_observation_statistics_by_task(tmp_path: Path) -> None:
+    episodes = numbered(n_tasks=3)
+    data = ShardedDataset(write(tmp_path / "set", episodes, n_tasks=3))
+    for task in range(3):
+        values = np.concatenate([e[0][:-1] for e in episodes if e[4] == task]).astype(np.float64)
+        mean, std = data.observation_statistics(task)
+        np.testing.assert_allclose(mean, values.mean(0))
+        expected = values.std(0)
+        np.testing.assert_allclose(std, np.where(expected < 1e-4, 1, expected))
+        # A few rows, evenly spread, say nearly the same; asking draws nothing
+        state = data.rng.bit_generator.state
+        few, _ = data.observation_statistics(task, max_rows=4)
+        assert np.abs(few - mean).max() < 3 * std.max() and data.rng.bit_generator.state == state
+
+
 @pytest.mark.parametrize("name", ["rows-00000.bin", "lengths.bin", "terminated.bin"])
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone"])
 def test_damaged_files_are_named(folder: Path, name: str, harm: str) -> None:

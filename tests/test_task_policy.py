@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch as th
 
-from sb3_mbdpo.tasks import Task
+from sb3_mbdpo.tasks import Task, TaskSet
 from tests.fakes import LEANING, leaning_observations, make_policy
 from tests.test_multitask import multitask_policy
 
@@ -41,6 +43,25 @@ def test_registered_tasks_are_what_the_policy_is_built_from_again() -> None:
     parameters = policy._get_constructor_parameters()
     assert parameters["tasks"] == more.to_plain() and parameters["observation_space"] == more.observation_space
     assert type(policy)(**parameters).task_set == more
+
+
+def test_observations_are_standardised_by_their_task() -> None:
+    policy = multitask_policy()
+    obs = {"observation": th.full((2, 5), 3.0), "task": th.tensor([0, 2])}
+    assert policy.preprocess(obs).unique().tolist() == [3.0]
+    assert policy.task_set is not None
+    first, *rest = policy.task_set
+    width = first.observation_dim
+    statistics = {"observation_mean": (1.0,) * width, "observation_std": (4.0,) + (0.01,) * (width - 1)}
+    policy.register_tasks(TaskSet([replace(first, **statistics), *rest], 5, 3))
+    scaled = policy.preprocess(obs)
+    # In units of the standard deviation, clipped; padding and tasks without statistics stay
+    assert scaled[0].tolist() == [0.5] + [10.0] * (width - 1) + [3.0] * (5 - width)
+    assert scaled[1].tolist() == [3.0] * 5
+    # The task may come beside the observations
+    assert th.equal(policy.preprocess(obs["observation"], task=obs["task"]), scaled)
+    rebuilt = type(policy)(**policy._get_constructor_parameters())
+    assert th.equal(rebuilt.preprocess(obs), scaled)
 
 
 def test_observations_are_checked_before_they_become_tensors() -> None:

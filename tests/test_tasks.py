@@ -36,6 +36,10 @@ def test_normalized_scores() -> None:
         ({"ref_min_score": 1.0}, "ref_max_score"),
         ({"ref_min_score": 1.0, "ref_max_score": 1.0}, "ref_max_score"),
         ({"ref_min_score": 0.0, "ref_max_score": float("inf")}, "finite"),
+        ({"observation_mean": [0.0]}, "both observation_mean and observation_std"),
+        ({"observation_mean": [0.0, 1.0], "observation_std": [1.0, 1.0]}, "1 finite numbers each"),
+        ({"observation_mean": [float("nan")], "observation_std": [1.0]}, "finite"),
+        ({"observation_mean": [0.0], "observation_std": [0.0]}, "constant entries 1"),
     ],
 )
 def test_tasks_that_cannot_be(wrong: dict[str, Any], words: str) -> None:
@@ -53,6 +57,18 @@ def test_a_set_knows_order_sizes_and_masks() -> None:
     assert tasks.observation_space["observation"].shape == (17,) and tasks.action_space.shape == (6,)
     roomy = TaskSet([SWING], observation_dim=5, action_dim=2)
     assert (roomy.observation_dim, roomy.action_dim) == (5, 2)
+
+
+def test_statistics_are_padded_and_survive_json() -> None:
+    swing = Task("swing", 3, 1, observation_mean=(1.0, 2.0, 3.0), observation_std=np.array([0.5, 1, 2]))  # type: ignore[arg-type]
+    tasks = TaskSet([RUN, swing])
+    assert tasks.normalizes and not TaskSet([RUN]).normalizes
+    means, stds = tasks.observation_statistics
+    assert means.shape == stds.shape == (2, 17) and means.dtype == np.float32
+    np.testing.assert_array_equal(means[1], [1, 2, 3] + [0] * 14)
+    np.testing.assert_array_equal(stds[1], [0.5, 1, 2] + [1] * 14)
+    assert not means[0].any() and (stds[0] == 1).all()
+    assert TaskSet.from_plain(json.loads(json.dumps(tasks.to_plain()))) == tasks
 
 
 def test_sets_that_cannot_be() -> None:
