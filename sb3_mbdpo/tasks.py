@@ -92,7 +92,12 @@ class Task:
         given = self.observation_mean, self.observation_std
         if given == (None, None):
             return
-        mean, std = (np.asarray(() if values is None else values, np.float64) for values in given)
+        try:
+            with np.errstate(over="ignore"):
+                # As the policy has them
+                mean, std = (np.asarray(() if values is None else values, np.float32) for values in given)
+        except (TypeError, ValueError):
+            mean = std = np.full(0, np.nan, np.float32)
         if mean.shape != (self.observation_dim,) or std.shape != mean.shape or not np.isfinite([mean, std]).all():
             raise ValueError(
                 f"Task {self.name!r} needs both observation_mean and observation_std, {self.observation_dim} finite "

@@ -40,6 +40,9 @@ def test_normalized_scores() -> None:
         ({"observation_mean": [0.0, 1.0], "observation_std": [1.0, 1.0]}, "1 finite numbers each"),
         ({"observation_mean": [float("nan")], "observation_std": [1.0]}, "finite"),
         ({"observation_mean": [0.0], "observation_std": [0.0]}, "constant entries 1"),
+        ({"observation_mean": [0.0], "observation_std": [1e-300]}, "constant entries 1"),
+        ({"observation_mean": [1e300], "observation_std": [1.0]}, "finite"),
+        ({"observation_mean": ["a"], "observation_std": [None]}, "finite numbers"),
     ],
 )
 def test_tasks_that_cannot_be(wrong: dict[str, Any], words: str) -> None:

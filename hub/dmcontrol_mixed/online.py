@@ -82,14 +82,15 @@ def eval_env(task: str, n_episodes: int, task_set: TaskSet | None = None) -> Vec
     return DummyVecEnv([make] * n_episodes)
 
 
-def play(model: PolicyPredictor, task: str, n_episodes: int) -> list[float]:
+def play(model: PolicyPredictor, task: str, n_episodes: int, task_set: TaskSet | None = None) -> list[float]:
     """
     :param model: What acts
     :param task: Task of the suite
-    :param n_episodes: Episodes
+    :param n_episodes: Episodes, played side by side
+    :param task_set: Tasks of the model, None for a single-task model
     :return: Their returns
     """
-    env = eval_env(task, n_episodes)
+    env = eval_env(task, n_episodes, task_set)
     env.seed(EVAL_SEED)
     returns, _ = evaluate_policy(model, env, n_episodes, return_episode_rewards=True, warn=False)
     assert isinstance(returns, list)
