@@ -1,5 +1,6 @@
 """Models of every kind, and what tests of checkpoints do with them."""
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -7,9 +8,10 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_mbdpo import MBDPO
+from sb3_mbdpo import MBDPO, TaskSet
 from tests.fakes import (
     IMAGE,
+    LEANING,
     MIXED,
     UNEVEN,
     VECTOR,
@@ -32,6 +34,13 @@ QUICK: dict[str, Any] = {
 }
 NUMBERS = spaces.Dict({"speed": VECTOR, "gear": spaces.Discrete(3)})
 KINDS = ("vector", "uneven", "episodic", "pixels", "dict", "normalized", "normalized dict", "tasks", "discrete")
+# One of three sees its observations in units of their spread
+STATISTICS: dict[str, Any] = {"observation_mean": (0.1, -0.2, 0.0), "observation_std": (0.5, 2.0, 0.01)}
+NORMALIZED_TASKS = TaskSet(
+    [replace(task, **(STATISTICS if task.name == "down" else {})) for task in LEANING],
+    LEANING.observation_dim,
+    LEANING.action_dim,
+)
 MODES = ("search", "score", "prior")
 
 
@@ -56,6 +65,7 @@ def trained(kind: str, steps: int = 16, **kwargs: Any) -> MBDPO:
     """A model that has learned a little, whose last layers are not zero."""
     values = QUICK | kwargs
     if kind == "tasks":
+        values = {"tasks": NORMALIZED_TASKS} | values
         model = leaning_model(**{name: value for name, value in values.items() if name != "device"})
     elif kind.startswith("normalized"):
         keys = ["speed"] if kind.endswith("dict") else None

@@ -35,6 +35,8 @@ OFFLINE = {
     "behaviour_coef": 1.0,
     "device": "cpu",
 }
+# What is known must not be forgotten over the first few targets: small steps, and five episodes before the first one
+FINETUNE_RATE, FINETUNE_LEARNING_STARTS = 1e-4, 2500
 EVAL_EPISODES = 10
 CURVE_EVERY, CURVE_EPISODES = 1000, 5
 
@@ -49,8 +51,9 @@ def collect(out: Path, task: str) -> dict[str, Any]:
 def pretrain(out: Path, size: str) -> dict[str, Any]:
     """Learn all six tasks in one model of a size from data alone."""
     data = {task: dataset_id(task) for task in TASKS}
-    # Twice the windows for six times the tasks, whose observations differ in size by a factor of a hundred
-    arguments = OFFLINE | {"batch_size": 256, "normalize_observations": True}
+    # Twice the windows for six times the tasks, whose observations differ in size by a factor of a hundred; nothing
+    # here acts by the score network
+    arguments = OFFLINE | {"batch_size": 256, "normalize_observations": True, "score_interval": 16}
     model = MBDPO.from_minari(data, model_size=float(size), seed=0, **arguments)
     model.set_logger(configure(str(out / f"pretrain-{size}"), ["csv", "stdout"]))
     model.learn_offline(data, PRETRAIN_STEPS, shards_dir=out / "shards")
@@ -70,10 +73,16 @@ def pretrain(out: Path, size: str) -> dict[str, Any]:
 def finetune(out: Path, task: str, seed: str) -> dict[str, Any]:
     """Add a held-out task to the pretrained model and go on learning, on that task alone."""
     # Batches as from scratch
-    batch_size = ONLINE["batch_size"]
-    model = MBDPO.load(out / f"pretrain-{FINETUNED_SIZE}.zip", device="cpu", seed=int(seed), batch_size=batch_size)
+    arguments = {"learning_rate": FINETUNE_RATE, "batch_size": ONLINE["batch_size"], "seed": int(seed)}
+    model = MBDPO.load(out / f"pretrain-{FINETUNED_SIZE}.zip", device="cpu", **arguments)
     model.set_random_seed(int(seed))
-    added = model.add_task(f"mbdpo/{task}-v0", name=task, like=HELD_OUT[task], episode_length=500)
+    added = model.add_task(
+        f"mbdpo/{task}-v0",
+        name=task,
+        like=HELD_OUT[task],
+        episode_length=500,
+        learning_starts=FINETUNE_LEARNING_STARTS,
+    )
     curve = out / f"finetune-{task}-{seed}.csv"
     env = eval_env(task, CURVE_EPISODES, model.tasks)
     model.learn(FINETUNE_STEPS, callback=LearningCurve(curve, env, CURVE_EVERY, at_start=True))
