@@ -64,7 +64,7 @@ def test_parts_of_the_world_model(tmp_path: Path) -> None:
     obs, given = fed(model, 4)
     actions = np.random.default_rng(0).uniform(-1, 1, (4, 3)).astype(np.float32)
     world, task = model.policy.world_model, th.as_tensor(obs["task"])
-    z = world.encode(th.as_tensor(obs["observation"]), task)
+    z = world.encode(model.policy.preprocess({key: th.as_tensor(x) for key, x in obs.items()}), task)
     (latent,) = session(files["encoder"]).run(None, given)
     more = {"latent": latent, "action": actions, "task": obs["task"]}
     (following,) = session(files["dynamics"]).run(None, more)
