@@ -13,7 +13,6 @@ from torch import nn
 
 from sb3_mbdpo.multitask_env import MultiTaskEnv
 from sb3_mbdpo.policies import MBDPOPolicy
-from sb3_mbdpo.shards import CONSTANT_STD
 from sb3_mbdpo.tasks import Task, pad_right
 from sb3_mbdpo.world_model import WorldModel
 
@@ -148,16 +147,6 @@ def random_episodes(env: gym.Env, n_episodes: int, rng: np.random.Generator, max
             ended = terminated or truncated
         episodes.append(_Recorded(np.stack(observations), np.stack(actions), np.array(rewards)))
     return episodes
-
-
-def observation_statistics(episodes: Sequence[Episode]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """
-    :param episodes: Episodes of one task
-    :return: mean and standard deviation of its observations; 1 where an entry does not vary
-    """
-    values = np.concatenate([episode.observations for episode in episodes]).astype(np.float64)
-    std = values.std(axis=0)
-    return tuple(values.mean(axis=0).tolist()), tuple(np.where(std < CONSTANT_STD, 1.0, std).tolist())
 
 
 class _Recorded(NamedTuple):

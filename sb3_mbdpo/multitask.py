@@ -22,7 +22,6 @@ from sb3_mbdpo.adaptation import (
     check_parts,
     episode_windows,
     extend_embedding,
-    observation_statistics,
     random_episodes,
     set_trainable,
     task_errors,
@@ -32,7 +31,7 @@ from sb3_mbdpo.multitask_env import EnvSource, MultiTaskEnv, describe_task, make
 from sb3_mbdpo.resuming import ResumableAlgorithm
 from sb3_mbdpo.task_replay import MultiTaskReplayBuffer
 from sb3_mbdpo.task_scores import TaskScores, evaluate_tasks
-from sb3_mbdpo.tasks import NEAREST, TASK_KEY, TaskSet, check_task_spaces
+from sb3_mbdpo.tasks import NEAREST, TASK_KEY, TaskSet, check_task_spaces, mean_and_std
 from sb3_mbdpo.updates import Learner
 
 UNKNOWN_EPISODE_LENGTH = 500
@@ -271,7 +270,9 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         copies = [wrapped] + [MultiTaskEnv(make_env(env, repeat), extended, name) for _ in range(n_envs - 1)]
         source, errors = like, None
         if like == NEAREST:
-            source, errors = self._nearest(tasks, wrapped, episodes, n_episodes)
+            if episodes is None:
+                episodes = random_episodes(inner, n_episodes, np.random.default_rng(self.seed))
+            source, errors = self._nearest(tasks, wrapped, episodes)
         extended = self._with_new_statistics(extended, name, source, inner, episodes, n_episodes)
         # Nothing has changed so far, and nothing can fail from here on
         index = None if source is None else tasks.index(source)
@@ -322,18 +323,15 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         if like is not None and like.observation_dim == task.observation_dim:
             mean, std = like.observation_mean, like.observation_std
         else:
-            if episodes is None:
-                episodes = random_episodes(env, n_episodes, np.random.default_rng(self.seed))
-            mean, std = observation_statistics(episodes)
+            episodes = episodes or random_episodes(env, n_episodes, np.random.default_rng(self.seed))
+            mean, std = mean_and_std(np.concatenate([episode.observations for episode in episodes]))
         added = replace(task, observation_mean=mean, observation_std=std)
         return TaskSet([*list(tasks)[:-1], added], tasks.observation_dim, tasks.action_dim)
 
     def _nearest(
-        self, tasks: TaskSet, env: MultiTaskEnv, episodes: Sequence[Episode] | None, n_episodes: int
+        self, tasks: TaskSet, env: MultiTaskEnv, episodes: Sequence[Episode]
     ) -> tuple[str, dict[str, TaskError]]:
         """Name of the known task that the new one is most like, and the errors by which it was found."""
-        if episodes is None:
-            episodes = random_episodes(env.env, n_episodes, np.random.default_rng(self.seed))
         windows = episode_windows(episodes, env, self.policy.search_config.horizon, self.device)
         found = task_errors(self.policy, windows, len(tasks), self.consistency_coef, self.reward_coef)
         errors = dict(zip(tasks.names, found, strict=True))

@@ -187,13 +187,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         """Give tasks that have none the statistics of their data, where the model normalises."""
         if not self.normalize_observations:
             return
-        tasks = self._require_tasks()
-        if self._n_updates > 0 and not tasks.normalizes:
-            raise ValueError(
-                "This model has learned from observations as they are, it cannot have them normalised now: load it "
-                "with normalize_observations=False, or begin a new one."
-            )
-        self._set_tasks(with_statistics(tasks, data))
+        self._set_tasks(with_statistics(self._require_tasks(), data))
 
     @contextmanager
     def _sharing(self, ranks: Ranks) -> Iterator[None]:
@@ -250,6 +244,11 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
     def _open_data(self, dataset: OfflineData, shards_dir: str | Path | None) -> ShardedDataset:
         """The data as shards of this model's horizon and device; what can be is checked before a long conversion."""
         tasks = self.tasks
+        if self.normalize_observations and self._n_updates > 0 and not self._require_tasks().normalizes:
+            raise ValueError(
+                "This model has learned from observations as they are, it cannot have them normalised now: load it "
+                "with normalize_observations=False, or begin a new one."
+            )
         if not isinstance(dataset, ShardedDataset):
             opened = open_tasks(dataset, named=tasks is not None)
             self._check_data(common_spaces(opened), [task_data(task) for task in opened])

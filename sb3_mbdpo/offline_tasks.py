@@ -17,7 +17,7 @@ from sb3_mbdpo.minari_sources import size_of
 from sb3_mbdpo.multitask_env import EnvSource, flat_sizes, make_env
 from sb3_mbdpo.shard_format import TaskData
 from sb3_mbdpo.shards import ShardedDataset
-from sb3_mbdpo.tasks import Task, TaskSet
+from sb3_mbdpo.tasks import Task, TaskSet, mean_and_std
 
 # Not among the model's tasks
 ABSENT = -1
@@ -181,7 +181,7 @@ def with_statistics(tasks: TaskSet, data: ShardedDataset) -> TaskSet:
 
     :param tasks: The model's tasks
     :param data: Set whose tasks fit, see :func:`check_tasks`
-    :return: The set; the same one if nothing is missing
+    :return: The set
     :raises ValueError: for observations that are not finite
     """
     indices = {entry.name: index for index, entry in enumerate(data.tasks) if entry.episodes > 0}
@@ -189,8 +189,8 @@ def with_statistics(tasks: TaskSet, data: ShardedDataset) -> TaskSet:
     def filled(task: Task) -> Task:
         if task.observation_mean is not None or task.name not in indices:
             return task
-        mean, std = (x[: task.observation_dim] for x in data.observation_statistics(indices[task.name]))
-        return replace(task, observation_mean=tuple(mean.tolist()), observation_std=tuple(std.tolist()))
+        mean, std = mean_and_std(data.spread_observations(indices[task.name])[:, : task.observation_dim])
+        return replace(task, observation_mean=mean, observation_std=std)
 
     return TaskSet([filled(task) for task in tasks], tasks.observation_dim, tasks.action_dim)
 

@@ -32,7 +32,7 @@ from sb3_mbdpo.search import (
     search,
 )
 from sb3_mbdpo.task_policy import TaskPolicy
-from sb3_mbdpo.tasks import OBSERVATION_KEY, TaskSet, check_task_spaces
+from sb3_mbdpo.tasks import TaskSet, check_task_spaces
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
 
 # Arguments that override entries of the size table
@@ -353,9 +353,7 @@ class MBDPOPolicy(TaskPolicy):
         :return: Preprocessed observations [B, ...]
         """
         if self.task_set is not None:
-            vectors = (obs[OBSERVATION_KEY] if isinstance(obs, dict) else obs).float()
-            tasks = self.tasks_of(obs, task) if self.task_set.normalizes else None
-            return vectors if tasks is None else self.standardise(vectors, tasks)
+            return self.standardise(obs, task)
         if augment and self.shift_pixels > 0:
             obs = self._augment(obs, ranks)
         return preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)

@@ -29,8 +29,6 @@ VERIFY_BYTES = 2**30
 FAULT_BYTES = 2**16
 # Rows of a task from which its observations' mean and standard deviation are taken
 STATISTICS_ROWS = 100_000
-# Below it an entry does not vary but for rounding
-CONSTANT_STD = 1e-4
 
 
 class _Rows:
@@ -174,24 +172,22 @@ class ShardedDataset:
         """
         self.rng = np.random.default_rng(seed)
 
-    def observation_statistics(self, task: int, max_rows: int = STATISTICS_ROWS) -> tuple[np.ndarray, np.ndarray]:
+    def spread_observations(self, task: int, max_rows: int = STATISTICS_ROWS) -> np.ndarray:
         """
-        Mean and standard deviation of a task's flat observations, from rows spread evenly over its transitions: the
-        same in every process, whatever was drawn before.
+        Flat observations spread evenly over a task's transitions: the same in every process, whatever was drawn before.
 
         :param task: Index of a task that has episodes
         :param max_rows: Most rows to read
-        :return: mean and standard deviation [W], float64; 1 where an entry does not vary
+        :return: [N, W], N at most ``max_rows``
         """
         place = np.flatnonzero(np.unique(self.episode_tasks) == task)[0]
         first, size = int(self._task_first[place]), int(self._task_size[place])
         numbers = first + np.unique(np.linspace(0, size - 1, min(size, max_rows)).round().astype(np.int64))
         episode, transition = self._locate(numbers)
         (field,) = (field for field in self.description.fields if field.name == "observations")
-        values = field.read(self._rows.take(transition + episode)).astype(np.float64)
+        values: np.ndarray = field.read(self._rows.take(transition + episode))
         self._rows.release()
-        std = values.std(axis=0)
-        return values.mean(axis=0), np.where(std < CONSTANT_STD, 1.0, std)
+        return values
 
     def sample(self, batch_size: int, env: VecNormalize | None = None, ranks: Ranks = ALONE) -> SequenceSamples:
         """

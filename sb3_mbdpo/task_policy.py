@@ -1,5 +1,6 @@
 """The part of the policies that knows of several tasks: which one an observation belongs to, and what that implies."""
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ class TaskPolicy(BasePolicy):
     discounts: th.Tensor
     observation_means: th.Tensor
     observation_stds: th.Tensor
+    observation_bounds: th.Tensor
     _init_arguments: dict[str, Any]
 
     def register_tasks(self, task_set: TaskSet | None) -> None:
@@ -36,10 +38,11 @@ class TaskPolicy(BasePolicy):
         discounts = th.tensor(task_set.discounts, dtype=th.float32, device=self.device)[:, None]
         # Not in the state_dict: they are part of the task set
         self.register_buffer("discounts", discounts, persistent=False)
-        for name, values in zip(
-            ("observation_means", "observation_stds"), task_set.observation_statistics, strict=True
-        ):
-            self.register_buffer(name, th.as_tensor(values, device=self.device), persistent=False)
+        means, stds = task_set.observation_statistics
+        bounds = [[math.inf if task.observation_mean is None else OBSERVATION_BOUND] for task in task_set]
+        statistics = {"observation_means": means, "observation_stds": stds, "observation_bounds": bounds}
+        for name, values in statistics.items():
+            self.register_buffer(name, th.as_tensor(values, dtype=th.float32, device=self.device), persistent=False)
 
     def tasks_of(self, obs: PyTorchObs, task: th.Tensor | None = None) -> th.Tensor | None:
         """
@@ -55,16 +58,21 @@ class TaskPolicy(BasePolicy):
         given = cast(dict[str, th.Tensor], obs)[TASK_KEY] if task is None else task
         return given.reshape(-1).long()
 
-    def standardise(self, observations: th.Tensor, task: th.Tensor) -> th.Tensor:
+    def standardise(self, obs: PyTorchObs, task: th.Tensor | None = None) -> th.Tensor:
         """
-        Observations in units of their task's standard deviation, clipped as VecNormalize does.
+        Vectors of a multi-task policy, in units of their task's standard deviation and clipped as VecNormalize does.
 
-        :param observations: Padded observations [B, W]
-        :param task: Task indices [B]
-        :return: [B, W]; as they are where tasks have no statistics
+        :param obs: Batch of observations [B, ...]
+        :param task: Task indices [B], where they came beside the observations
+        :return: [B, W]; as they are where a task has no statistics
         """
-        scaled = (observations - self.observation_means[task]) / self.observation_stds[task]
-        return scaled.clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
+        vectors = (obs[OBSERVATION_KEY] if isinstance(obs, dict) else obs).float()
+        if self.task_set is None or not self.task_set.normalizes:
+            return vectors
+        index = self.tasks_of(obs, task)
+        scaled = (vectors - self.observation_means[index]) / self.observation_stds[index]
+        bound = self.observation_bounds[index]
+        return scaled.maximum(-bound).minimum(bound)
 
     def row_discounts(self, task: th.Tensor | None) -> th.Tensor | None:
         """

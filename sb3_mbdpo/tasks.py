@@ -21,6 +21,7 @@ from sb3_mbdpo.presets import discount_for
 OBSERVATION_KEY, TASK_KEY = "observation", "task"
 # What `add_task(like=...)` takes for "the task that the world model predicts best"
 NEAREST = "nearest"
+CONSTANT_STD = 1e-4
 
 
 @dataclass(frozen=True)
@@ -321,6 +322,18 @@ def pad_right(values: np.ndarray, width: int) -> np.ndarray:
     padded = np.zeros((*values.shape[:-1], width), np.float32)
     padded[..., : values.shape[-1]] = values
     return padded
+
+
+def mean_and_std(observations: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """
+    Statistics of a task's observations, as :class:`Task` takes them.
+
+    :param observations: [N, W]
+    :return: mean and standard deviation of each entry; 1 where one does not vary but for rounding
+    """
+    values = observations.astype(np.float64)
+    std = values.std(axis=0)
+    return tuple(values.mean(axis=0).tolist()), tuple(np.where(std < CONSTANT_STD, 1.0, std).tolist())
 
 
 def check_task_spaces(task_set: TaskSet, observation_space: spaces.Space, action_space: spaces.Space) -> None:

@@ -126,13 +126,13 @@ class Learner:
         """
         horizon, batch = samples.actions.shape[:2]
         task = self.policy.tasks_of(_map(samples.observations, lambda x: x[0]), samples.task)
-        tasks = None if task is None else task.repeat(horizon)
         features = _map(samples.observations, lambda x: x.flatten(0, 1))
         every = None if task is None else task.repeat(horizon + 1)
         features = self.policy.preprocess(features, augment=True, ranks=self.ranks, task=every)
         first = recomputed(self.model.recompute, self.model.encode, _map(features, lambda x: x[:batch]), task)
         with th.no_grad():
-            targets = self.model.encode(_map(features, lambda x: x[batch:]), tasks)
+            following = None if every is None else every[batch:]
+            targets = self.model.encode(_map(features, lambda x: x[batch:]), following)
         return LatentBatch(
             first,
             targets.unflatten(0, (horizon, batch)),

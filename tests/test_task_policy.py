@@ -58,6 +58,7 @@ def test_observations_are_standardised_by_their_task() -> None:
     # In units of the standard deviation, clipped; padding and tasks without statistics stay
     assert scaled[0].tolist() == [0.5] + [10.0] * (width - 1) + [3.0] * (5 - width)
     assert scaled[1].tolist() == [3.0] * 5
+    assert policy.preprocess({key: 50 * x if key == "observation" else x for key, x in obs.items()})[1, 0] == 150.0
     # The task may come beside the observations
     assert th.equal(policy.preprocess(obs["observation"], task=obs["task"]), scaled)
     rebuilt = type(policy)(**policy._get_constructor_parameters())
