@@ -80,17 +80,3 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     :return: The compiled function
     """
     return th.compile(function)
-
-
-@cache
-def captured(function: Callable[..., th.Tensor]) -> Callable[..., th.Tensor]:
-    """
-    The same for a function without gradient that is called many times in a row: on a GPU its kernels are captured as
-    a CUDA graph and replayed.
-
-    :param function: Function of tensors that returns one tensor
-    :return: The compiled function; its results are the caller's own
-    """
-    replayed = th.compile(function, mode="reduce-overhead")
-    # A replay writes to where the last one wrote
-    return lambda *args: replayed(*args).clone()

@@ -20,6 +20,7 @@ from sb3_mbdpo.accumulation import AccumulatingLearner
 from sb3_mbdpo.adaptation import set_trainable
 from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
 from sb3_mbdpo.buffers import SequenceReplayBuffer, SequenceSamples
+from sb3_mbdpo.captured_updates import CapturedLearner
 from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.distributed_learning import learn_together
 from sb3_mbdpo.hardware import resolve_dtype
@@ -331,7 +332,8 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         if self.gradient_accumulation > 1:
             parts = self.gradient_accumulation
             return AccumulatingLearner(self.policy, coefficients, mixed_precision=mixed, parts=parts, **arguments)
-        return Learner(self.policy, coefficients, mixed_precision=mixed, **arguments)
+        learner_class = CapturedLearner if self.policy.captures else Learner
+        return learner_class(self.policy, coefficients, mixed_precision=mixed, **arguments)
 
     def _policy_arguments(self) -> dict[str, Any]:
         """The algorithm's own arguments that the policy takes."""

@@ -24,8 +24,13 @@ class RunningMeans:
         """
         :param values: Scalar tensors by name
         """
+        known = [name for name in values if name in self._sums]
+        if known:
+            # One kernel for all of them
+            sums = th._foreach_add([self._sums[name] for name in known], [values[name] for name in known])
+            self._sums.update(zip(known, sums, strict=True))
         for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._sums.setdefault(name, value)
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def average(self, ranks: Ranks) -> None:

@@ -301,6 +301,7 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         :raises ValueError: for an unknown part
         """
         set_trainable(self.policy.world_model, parts)
+        self.policy.graphs.clear()
         self._trainable = None if parts is None else list(parts)
 
     def _with_new_statistics(

@@ -1,6 +1,7 @@
 """Policies: the world model, its optimizers, and three ways to act (search, score, prior)."""
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
@@ -11,10 +12,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_mbdpo.cuda_graphs import CudaGraphs, copied
 from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.encoders import DictEncoder, Encoder, Features, FeaturesEncoder, PixelEncoder, StateEncoder, random_shift
-from sb3_mbdpo.evaluator import Evaluator
-from sb3_mbdpo.hardware import captured, keep_freed_memory, resolve_dtype
+from sb3_mbdpo.hardware import compiled, keep_freed_memory, resolve_dtype
 from sb3_mbdpo.layers import MIN_ROWS
 from sb3_mbdpo.optimizers import build_optimizers
 from sb3_mbdpo.presets import resolve_model_size
@@ -197,6 +198,8 @@ class MBDPOPolicy(TaskPolicy):
             prior_margin=prior_margin,
         )
         self.compiled = compile
+        # Calls that were captured on a GPU
+        self.graphs = CudaGraphs()
         keep_freed_memory()
         sizes = resolve_model_size(model_size)
         given = {name: self._init_arguments[name] for name in SIZE_ARGUMENTS}
@@ -294,6 +297,7 @@ class MBDPOPolicy(TaskPolicy):
         :param lr_schedule: Learning rate schedule
         """
         model, scale = self.world_model, self._init_arguments["encoder_lr_scale"]
+        self.graphs.clear()
         self.optimizer, self.prior_optimizer, self.score_optimizer = build_optimizers(
             model, lr_schedule(1), self.optimizer_class, self.optimizer_kwargs, scale
         )
@@ -310,6 +314,7 @@ class MBDPOPolicy(TaskPolicy):
         :param seed: None draws a seed from the operating system
         """
         self._generator = th.Generator(device=self.device)
+        self.graphs.clear()
         if seed is None:
             self._generator.seed()
         else:
@@ -323,17 +328,16 @@ class MBDPOPolicy(TaskPolicy):
             moved = th.Generator(device=self.device)
             moved.manual_seed(self._generator.initial_seed())
             self._generator = moved
+            self.graphs.clear()
         return self._generator
 
-    def _noise(self, batch_size: int, deterministic: bool) -> SearchNoise:
-        if not deterministic:
-            return draw_noise(self.search_config, self.world_model, self.generator, batch_size, self.device)
+    def _shared_noise(self) -> SearchNoise:
+        """Of deterministic searches. All rows share it: a plan must not depend on how many observations came with it."""
         if self._deterministic_noise is not None:
             config, noise = self._deterministic_noise
             if config == self.search_config and noise.candidates.device == self.device:
                 return noise
         generator = th.Generator().manual_seed(DETERMINISTIC_SEED)
-        # Shared by all rows: a plan must not depend on how many other observations came with it
         noise = draw_noise(self.search_config, self.world_model, generator, None, self.device)
         self._deterministic_noise = (self.search_config, noise)
         return noise
@@ -408,6 +412,37 @@ class MBDPOPolicy(TaskPolicy):
         :param trace: When given, a search appends its denoising steps to it
         :return: Actions, plans, latents and search statistics
         """
+        searches = self.act_mode == "search"
+        # The only number that is read on the host, and only where it saves denoising steps
+        all_warm = searches and self.search_config.warm_steps is not None and not bool(restart.any())
+        shared = self._shared_noise() if searches and deterministic else None
+        if not self.captures or trace is not None:
+            return self._plan(obs, previous_plan, restart, shared, deterministic, all_warm, trace)
+
+        def plan(*tensors: Any) -> PlanResult:
+            return self._plan(*tensors, deterministic, all_warm)
+
+        key = ("plan", self.act_mode, deterministic, all_warm, self.search_config, self.episodic)
+        key = (*key, self.exploration_noise, self.training)
+        result = self.graphs(key, plan, (obs, previous_plan, restart, shared), self.generator)
+        return cast(PlanResult, copied(result))
+
+    @property
+    def captures(self) -> bool:
+        """Whether whole calls become CUDA graphs: compiled policies on a GPU."""
+        return self.compiled and self.device.type == "cuda"
+
+    def _plan(
+        self,
+        obs: PyTorchObs,
+        previous_plan: th.Tensor,
+        restart: th.Tensor,
+        shared: SearchNoise | None,
+        deterministic: bool,
+        all_warm: bool,
+        trace: list[SearchStep] | None = None,
+    ) -> PlanResult:
+        """:meth:`plan` without a look at the host; ``shared`` is the noise of a deterministic search."""
         model, config = self.world_model, self.search_config
         batch = len(previous_plan)
         task = self.tasks_of(obs)
@@ -418,7 +453,12 @@ class MBDPOPolicy(TaskPolicy):
             task = None if task is None else task[repeated]
         result = None
         if self.act_mode == "search":
-            result = self._search(z, previous_plan, restart, deterministic, trace, task)
+            noise = draw_noise(config, model, self.generator, len(z), self.device) if shared is None else shared
+            discount, episodic = self.row_discounts(task), self.episodic
+            options: dict[str, Any] = {"prepare": compiled} if self.compiled else {}
+            result = search(
+                model, config, z, previous_plan, restart, noise, task, discount, episodic, trace, all_warm, **options
+            )
             plan = result.plan
         elif self.act_mode == "score":
             plan = score_plan(model, config.schedule, z, previous_plan, restart, task)
@@ -436,30 +476,6 @@ class MBDPOPolicy(TaskPolicy):
             action = (action + self.exploration_noise * self._normal(tuple(action.shape))).clamp(-1, 1)
             action = action if mask is None else action * mask
         return PlanResult(action, plan, z, result, task)
-
-    def _search(
-        self,
-        z: th.Tensor,
-        previous_plan: th.Tensor,
-        restart: th.Tensor,
-        deterministic: bool,
-        trace: list[SearchStep] | None,
-        task: th.Tensor | None,
-    ) -> SearchResult:
-        return search(
-            self.world_model,
-            self.search_config,
-            z,
-            previous_plan,
-            restart,
-            self._noise(len(z), deterministic),
-            task,
-            self.row_discounts(task),
-            episodic=self.episodic,
-            trace=trace,
-            all_warm=self.search_config.warm_steps is not None and not bool(restart.any()),
-            evaluate_with=captured(Evaluator.__call__) if self.compiled else Evaluator.__call__,
-        )
 
     def _encode(self, obs: PyTorchObs, batch: int, task: th.Tensor | None) -> th.Tensor:
         """
@@ -563,6 +579,11 @@ class MBDPOPolicy(TaskPolicy):
         space = cast(spaces.Box, self.action_space)
         actions = self.unscale_action(scaled.reshape(-1, *space.shape))
         return np.clip(actions, space.low, space.high).astype(space.dtype, copy=False)
+
+    def _apply(self, fn: Callable[[th.Tensor], th.Tensor], recurse: bool = True) -> "MBDPOPolicy":
+        # Behind `to`, `cuda`, `float`, ...: parameters move
+        self.graphs.clear()
+        return super()._apply(fn, recurse)
 
     def set_training_mode(self, mode: bool) -> None:
         """

@@ -150,6 +150,9 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
                 "These parameters belong to a model of other sizes: horizon, model_size, policy_kwargs and spaces must "
                 f"be those that it was saved with. PyTorch says: {error}"
             ) from error
+        finally:
+            # Optimizers have other tensors now
+            self.policy.graphs.clear()
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "learner", "_plans", "_restarts", "_metrics"]

@@ -8,7 +8,7 @@ the horizon follow the mode of the prior instead of a sample.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 
@@ -222,7 +222,7 @@ def search(
     episodic: bool = False,
     trace: list[SearchStep] | None = None,
     all_warm: bool = False,
-    evaluate_with: Callable[[Evaluator, th.Tensor], th.Tensor] = Evaluator.__call__,
+    prepare: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
 ) -> SearchResult:
     """
     Denoise a plan for each latent. Rows never see each other.
@@ -239,13 +239,15 @@ def search(
     :param trace: When given, each denoising step is appended to it
     :param all_warm: Whether it is known that no row restarts: with ``warm_steps`` the steps before are then left out,
         of which nothing would remain
-    :param evaluate_with: How candidates are evaluated, compiled or not
+    :param prepare: Applied to the two functions that do the work, :func:`prior_rollouts` and :func:`denoising_step`,
+        before they are called: what compiles them, for example
     :return: Plans and statistics
     """
+    roll_out, improve = prepare(prior_rollouts), prepare(denoising_step)
     evaluator = Evaluator(model, config, z, noise.critics, task, discount, episodic)
     mask = model.mask(task)
     mask = None if mask is None else mask[:, None, None]
-    prior_plans = prior_rollouts(model, z, noise.prior, task)
+    prior_plans = roll_out(model, z, noise.prior, task)
     prior_plans = prior_plans if mask is None else prior_plans * mask
     prior_values: th.Tensor | None = None
     schedule, warm = config.schedule, config.warm_steps or config.schedule.taus[0]
@@ -255,21 +257,44 @@ def search(
             continue
         if tau == warm < schedule.taus[0] and not all_warm:
             x = th.where(restart[:, None, None], x, schedule.start(previous_plan, restart, warm))
-        mean = x / schedule.alpha_bars[tau] ** 0.5
-        sampled = (mean[:, None] + schedule.sigma(tau) * noise.candidates[i]).clamp(-1, 1)
-        sampled = sampled if mask is None else sampled * mask
-        plans = th.cat([prior_plans, sampled], dim=1)
-        if prior_values is None:
-            values = favour_prior(model, config, evaluate_with(evaluator, plans))
-            # The prior's plans stay what they are, and so do their returns
-            prior_values = values[:, : config.n_prior_trajectories]
-        else:
-            values = th.cat([prior_values, evaluate_with(evaluator, sampled)], dim=1)
-        clean_plan, value, std = combine_elites(plans, values, config.n_elites, config.temperature)
+        centre, deviations = x / schedule.alpha_bars[tau] ** 0.5, schedule.sigma(tau) * noise.candidates[i]
+        plans, values, best = improve(evaluator, centre, deviations, prior_plans, prior_values, mask)
+        # The prior's plans stay what they are, and so do their returns
+        prior_values = values[:, : config.n_prior_trajectories]
         if trace is not None:
-            trace.append(SearchStep(schedule.sigma(tau), mean, plans, values, clean_plan))
-        x = schedule.denoise(x, clean_plan, tau)
-    return SearchResult(x.clamp(-1, 1), value, std)
+            trace.append(SearchStep(schedule.sigma(tau), centre, plans, values, best.plan))
+        x = schedule.denoise(x, best.plan, tau)
+    return best._replace(plan=x.clamp(-1, 1))
+
+
+def denoising_step(
+    evaluator: Evaluator,
+    centre: th.Tensor,
+    deviations: th.Tensor,
+    prior_plans: th.Tensor,
+    prior_values: th.Tensor | None = None,
+    mask: th.Tensor | None = None,
+) -> tuple[th.Tensor, th.Tensor, SearchResult]:
+    """
+    Lay candidates around a plan, evaluate them beside the prior's, and combine the best.
+
+    :param evaluator: What evaluates plans
+    :param centre: Plan in the middle of the candidates [B, H, A]
+    :param deviations: Of the candidates from it [N - M, H, A] or [B, N - M, H, A]
+    :param prior_plans: Plans of the prior [B, M, H, A]
+    :param prior_values: Their returns [B, M] where they are known already
+    :param mask: 1 for the actions that a row's task has [B, 1, 1, A]
+    :return: candidates [B, N, H, A] with the prior's first, their returns [B, N], and the weighted mean of the elites
+    """
+    model, config = evaluator.model, evaluator.config
+    sampled = (centre[:, None] + deviations).clamp(-1, 1)
+    sampled = sampled if mask is None else sampled * mask
+    plans = th.cat([prior_plans, sampled], dim=1)
+    if prior_values is None:
+        values = favour_prior(model, config, evaluator(plans))
+    else:
+        values = th.cat([prior_values, evaluator(sampled)], dim=1)
+    return plans, values, SearchResult(*combine_elites(plans, values, config.n_elites, config.temperature))
 
 
 def favour_prior(model: WorldModel, config: SearchConfig, values: th.Tensor) -> th.Tensor:

@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_mbdpo.cuda_graphs import CudaGraphs
 from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY, TaskSet, check_task_indices
 
 # Standard deviations; VecNormalize's default
@@ -18,6 +19,7 @@ class TaskPolicy(BasePolicy):
     """A policy of one task (``task_set`` None) or of those of a task set. Arguments are those of the policy."""
 
     task_set: TaskSet | None
+    graphs: CudaGraphs
     discounts: th.Tensor
     observation_means: th.Tensor
     observation_stds: th.Tensor
@@ -33,6 +35,7 @@ class TaskPolicy(BasePolicy):
         self.task_set = task_set
         if task_set is None:
             return
+        self.graphs.clear()
         self._init_arguments["tasks"] = task_set.to_plain()
         self.observation_space = self._init_arguments["observation_space"] = task_set.observation_space
         discounts = th.tensor(task_set.discounts, dtype=th.float32, device=self.device)[:, None]

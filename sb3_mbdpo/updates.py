@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from sb3_mbdpo.buffers import SequenceSamples
 from sb3_mbdpo.distillation import score_loss
 from sb3_mbdpo.distributed import ALONE, Ranks
+from sb3_mbdpo.encoders import Features
 from sb3_mbdpo.hardware import compiled, recomputed
 from sb3_mbdpo.losses import (
     LatentBatch,
@@ -25,6 +26,7 @@ from sb3_mbdpo.losses import (
 )
 from sb3_mbdpo.policies import MBDPOPolicy
 from sb3_mbdpo.search import SearchNoise, draw_noise, score_plan, with_samples
+from sb3_mbdpo.world_model import WorldModel
 
 BOOTSTRAPS = ("prior", "score")
 # The cross-TD error is a figure to watch: measured at every so many updates
@@ -84,8 +86,8 @@ class Learner:
         self.mixed_precision = mixed_precision
         # Processes that share each batch; with several, samples are this one's rows
         self.ranks = ALONE
-        losses: tuple[Callable[..., Any], ...] = (td_target, world_model_loss, prior_loss)
-        self._td_target, self._world_model_loss, self._prior_loss = (
+        losses: tuple[Callable[..., Any], ...] = (encode, td_target, world_model_loss, prior_loss)
+        self._encode, self._td_target, self._world_model_loss, self._prior_loss = (
             compiled(loss) if policy.compiled else loss for loss in losses
         )
 
@@ -111,9 +113,8 @@ class Learner:
     @th.no_grad()
     def follow(self) -> None:
         """Let the target critics follow the critics."""
-        pairs = zip(self.model.target_critics.parameters(), self.model.critics.parameters(), strict=True)
-        for target, online in pairs:
-            target.lerp_(online, self.tau)
+        targets, online = list(self.model.target_critics.parameters()), list(self.model.critics.parameters())
+        th._foreach_lerp_(targets, online, self.tau)
 
     def _autocast(self) -> th.autocast:
         # One for each loss: within one, weights are cast once, and would stay what they were before a step
@@ -129,10 +130,10 @@ class Learner:
         features = _map(samples.observations, lambda x: x.flatten(0, 1))
         every = None if task is None else task.repeat(horizon + 1)
         features = self.policy.preprocess(features, augment=True, ranks=self.ranks, task=every)
-        first = recomputed(self.model.recompute, self.model.encode, _map(features, lambda x: x[:batch]), task)
+        first = self._encode(self.model, _map(features, lambda x: x[:batch]), task)
         with th.no_grad():
             following = None if every is None else every[batch:]
-            targets = self.model.encode(_map(features, lambda x: x[batch:]), following)
+            targets = self._encode(self.model, _map(features, lambda x: x[batch:]), following)
         return LatentBatch(
             first,
             targets.unflatten(0, (horizon, batch)),
@@ -300,6 +301,16 @@ class Learner:
         norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimizer.step()
         return norm.detach()
+
+
+def encode(model: WorldModel, features: Features, task: th.Tensor | None) -> th.Tensor:
+    """
+    :param model: World model
+    :param features: Preprocessed observations [B, ...] or a dict of them
+    :param task: Task indices [B]
+    :return: Latents [B, L]; activations are computed again in the backward pass where the model says so
+    """
+    return recomputed(model.recompute, model.encode, features, task)
 
 
 def trained_by(optimizer: th.optim.Optimizer) -> list[th.Tensor]:

@@ -304,7 +304,7 @@ def leaning_env(names: tuple[str, ...] = LEANING.names, **kwargs: Any) -> VecEnv
 def leaning_model(env: VecEnv | None = None, **kwargs: Any) -> MBDPO:
     """A tiny multi-task model."""
     values = {"preset": "debug", "buffer_size": 600, "learning_starts": 12, "batch_size": 16, "warmup_updates": 0}
-    return MBDPO("MultiInputPolicy", env or leaning_env(), device="cpu", **(values | {"seed": 0} | kwargs))
+    return MBDPO("MultiInputPolicy", env or leaning_env(), **(values | {"seed": 0, "device": "cpu"} | kwargs))
 
 
 def leaning_observations(tasks: list[int], seed: int = 0) -> dict[str, np.ndarray]:
