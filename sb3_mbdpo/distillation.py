@@ -6,6 +6,8 @@ itself takes when it acts, the latents are detached, and the score error is weig
 which makes it the squared error of the clean plan: of one size at every denoising step.
 """
 
+from typing import NamedTuple
+
 import torch as th
 
 from sb3_mbdpo.distributed import ALONE, Ranks
@@ -15,17 +17,45 @@ from sb3_mbdpo.search import SearchConfig, SearchNoise, combine_elites, favour_p
 from sb3_mbdpo.world_model import WorldModel
 
 
+class PathDraws(NamedTuple):
+    """
+    Where on its path each of B rows is taken: ``cold`` [B] bool, rows without a warm start; ``tau`` [B] denoising
+    steps, int64; ``alpha_bar`` [B, 1, 1] of the schedule there.
+    """
+
+    cold: th.Tensor
+    tau: th.Tensor
+    alpha_bar: th.Tensor
+
+
+def draw_path(
+    config: SearchConfig, batch: int, generator: th.Generator, device: th.device, ranks: Ranks = ALONE
+) -> PathDraws:
+    """
+    :param config: Search configuration (schedule)
+    :param batch: Own rows B
+    :param generator: Source of steps and cold starts
+    :param device: Where the rows are
+    :param ranks: Processes that share the rows: draws are for all of them, own rows are taken
+    :return: The draws
+    """
+    schedule, whole = config.schedule, batch * ranks.size
+    cold = ranks.rows(th.rand(whole, generator=generator, device=device) < 0.5)
+    index = ranks.rows(th.randint(len(schedule.taus), (whole,), generator=generator, device=device))
+    tau = schedule.denoising_steps - 1 - index
+    return PathDraws(cold, tau, schedule.alpha_bar_table(device)[tau][:, None, None])
+
+
 def score_loss(
     model: WorldModel,
     config: SearchConfig,
     z: th.Tensor,
     behaviour: th.Tensor,
     noise: SearchNoise,
-    generator: th.Generator,
+    path: PathDraws,
     task: th.Tensor | None = None,
     discount: th.Tensor | None = None,
     episodic: bool = False,
-    ranks: Ranks = ALONE,
 ) -> th.Tensor:
     """
     Squared error between the score network's clean plan and the one that a denoising step of the search finds.
@@ -35,18 +65,17 @@ def score_loss(
     :param z: Detached latents [B, L]
     :param behaviour: Actions executed from these latents on [B, H, A], warm starts for half of the rows
     :param noise: Candidate and prior noise of one denoising step, see :func:`~sb3_mbdpo.search.draw_noise`
-    :param generator: Source of the denoising step of each row and of the cold starts
+    :param path: Denoising step and start of each row
     :param task: Task indices [B]
     :param discount: Discount of each row [B, 1]
     :param episodic: Use the termination head
-    :param ranks: Processes that share the latents
     :return: Scalar loss, gradient for the score network alone
     """
     assert model.score is not None
     condition = model.join(z, None, task).detach()
-    x, tau, alpha_bar = own_path(model, config, condition, behaviour, generator, task, ranks)
-    target = search_target(model, config, z, x, alpha_bar, noise, task, discount, episodic)
-    prediction = recomputed(model.recompute, model.score.clean_plan, condition, x, tau, alpha_bar)
+    x = own_path(model, config, condition, behaviour, path, task)
+    target = search_target(model, config, z, x, path.alpha_bar, noise, task, discount, episodic)
+    prediction = recomputed(model.recompute, model.score.clean_plan, condition, x, path.tau, path.alpha_bar)
     mask = model.mask(task)
     error = prediction - target if mask is None else (prediction - target) * mask[:, None]
     return error.pow(2).mean()
@@ -58,38 +87,33 @@ def own_path(
     config: SearchConfig,
     condition: th.Tensor,
     behaviour: th.Tensor,
-    generator: th.Generator,
+    path: PathDraws,
     task: th.Tensor | None = None,
-    ranks: Ranks = ALONE,
-) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+) -> th.Tensor:
     """
-    Noised plans where the score network arrives by itself, each row at a random denoising step.
+    Noised plans where the score network arrives by itself, each row at its own denoising step.
 
     :param model: World model with a score network
     :param config: Search configuration (schedule)
     :param condition: Latents and task embeddings [B, C]
     :param behaviour: [B, H, A]
-    :param generator: Source of steps and cold starts
+    :param path: Denoising step and start of each row
     :param task: Task indices [B]
-    :param ranks: Processes that share the latents: draws are for all of them, own rows are taken
-    :return: x [B, H, A], tau [B], alpha_bar [B, 1, 1]
+    :return: [B, H, A]
     """
     assert model.score is not None
-    schedule, batch, device = config.schedule, len(condition), condition.device
-    cold = ranks.rows(th.rand(batch * ranks.size, generator=generator, device=device) < 0.5)
+    schedule = config.schedule
     # Rows warm-start with what was executed; `start` shifts a previous plan, so give it one step more to shift away
     previous = th.cat([th.zeros_like(behaviour[:, :1]), behaviour[:, :-1]], dim=1)
-    x = schedule.start(previous, cold)
+    x = schedule.start(previous, path.cold)
     mask = model.mask(task)
-    path = []
+    points = []
     for step in schedule.taus:
-        path.append(x)
+        points.append(x)
         plan = model.score.clean_plan(condition, x, step, schedule.alpha_bars[step])
         x = schedule.denoise(x, plan if mask is None else plan * mask[:, None], step)
-    index = ranks.rows(th.randint(len(path), (batch * ranks.size,), generator=generator, device=device))
-    tau = schedule.denoising_steps - 1 - index
-    alpha_bar = schedule.alpha_bar_table(device)[tau][:, None, None]
-    return th.stack(path)[index, th.arange(batch, device=device)], tau, alpha_bar
+    index = schedule.denoising_steps - 1 - path.tau
+    return th.stack(points)[index, th.arange(len(condition), device=condition.device)]
 
 
 @th.no_grad()

@@ -13,7 +13,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_mbdpo.layers import MIN_ROWS, EnsembleMLP, NormedLinear
+from sb3_mbdpo.hardware import on_accelerator
+from sb3_mbdpo.layers import MIN_ROWS, EnsembleMLP, NormedLinear, pad_end, to_align
 from sb3_mbdpo.world_model import WorldModel
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 Layer = tuple[th.Tensor, ...]
 # Candidates times width up to which a CPU too is faster with stacked heads: below it, calls cost more than numbers
 STACKED_ON_CPU = 8192
+# Rows up to which outputs of heads that nothing waits for are multiplied once for all steps of the horizon: beyond, the
+# copy costs more than the calls
+FEW_ROWS = 2048
 
 
 def head_layers(head: nn.Sequential) -> list[Layer]:
@@ -75,14 +79,17 @@ class HeadStack:
         hidden = [_stack(layers) for layers in zip(*[head[:-1] for head in heads], strict=True)]
         first, bias = hidden[0][0].to(dtype), hidden[0][1].to(dtype)
         state_dim = latent_dim + (0 if task is None else task.shape[-1])
-        self.latent, self.action = first[..., :latent_dim, :], first[..., state_dim:, :]
+        self.latent, action = first[..., :latent_dim, :], first[..., state_dim:, :]
+        self.action = pad_end(action, to_align(action, -2), -2) if on_accelerator(first) else action
         # What candidates differ in, once they have left their first latent
-        self.moving = first if task is None else th.cat([self.latent, self.action], -2)
+        apart = task is not None or self.action is not action
+        self.moving = th.cat([self.latent, self.action], -2) if apart else first
         # What they share then: bias and task [(G,) 1 or B, M]
         self.shared = bias if task is None else _few_rows(bias, task.to(dtype), first[..., latent_dim:state_dim, :])
         self.norms = [layer[2:] for layer in hidden]
         self.products = [(weight.to(dtype), bias.to(dtype)) for weight, bias, _, _ in hidden[1:]]
-        self.outputs = [(head[-1][0].to(dtype), head[-1][1].to(dtype)) for head in heads]
+        self.widths = [head[-1][1].shape[-1] for head in heads]
+        self.outputs = [_output(head[-1][0], head[-1][1], dtype) for head in heads]
 
     def start(self, z: th.Tensor) -> th.Tensor:
         """
@@ -100,11 +107,28 @@ class HeadStack:
         :param weight: Its part of the first layer: ``moving``, ``action`` or ``latent``
         :return: Outputs of each head [R, out], float32
         """
+        return [self.output(k, h) for k, h in enumerate(self.hidden(shared, x, weight))]
+
+    def hidden(self, shared: th.Tensor, x: th.Tensor, weight: th.Tensor) -> list[th.Tensor]:
+        """
+        What each head's output layer reads; arguments are those of a call.
+
+        :return: Of each head [R, M]
+        """
+        x = pad_end(x, weight.shape[-2] - x.shape[-1])
         h = self._activate(_product(shared, x.to(self.dtype), weight), 0)
         for i, (product, bias) in enumerate(self.products):
             h = self._activate(_product(bias, h, product), i + 1)
-        each = [h] if h.dim() == 2 else h.unbind()
-        return [_product(bias, h, weight).float() for h, (weight, bias) in zip(each, self.outputs, strict=True)]
+        return [h] if h.dim() == 2 else list(h.unbind())
+
+    def output(self, head: int, h: th.Tensor) -> th.Tensor:
+        """
+        :param head: Number of the head
+        :param h: Its part of :meth:`hidden` [R, M]
+        :return: Its output [R, out], float32
+        """
+        weight, bias = self.outputs[head]
+        return _product(bias, h, weight)[:, : self.widths[head]].float()
 
     def _activate(self, x: th.Tensor, layer: int) -> th.Tensor:
         gain, shift = self.norms[layer]
@@ -117,12 +141,20 @@ class HeadStack:
         return activated.to(self.dtype)
 
 
+def _output(weight: th.Tensor, bias: th.Tensor, dtype: th.dtype) -> Layer:
+    missing = to_align(weight) if on_accelerator(weight) else 0
+    return pad_end(weight.to(dtype), missing), pad_end(bias.to(dtype), missing)
+
+
 def _stack(layers: Sequence[Layer]) -> Layer:
     return layers[0] if len(layers) == 1 else tuple(th.stack(tensors) for tensors in zip(*layers, strict=True))
 
 
 def _product(bias: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
     """Bias plus [(G,) R, in] times [(G,) in, out]; all heads of a stack read an input that has no G."""
+    if on_accelerator(x):
+        # Compiled, the sum is part of what follows; within the product, a bias of all rows is first copied to each
+        return x @ weight + bias
     if weight.dim() == 2:
         return th.addmm(bias, x, weight)
     return th.baddbmm(bias, x.expand(len(weight), -1, -1), weight)
@@ -173,7 +205,7 @@ class Evaluator:
         if stacked is None:
             width = heads[0][0][0].shape[-1]
             # Few large products keep an accelerator busy; a CPU's caches hold one wide head at a time
-            stacked = z.device.type != "cpu" or config.n_samples * width <= STACKED_ON_CPU
+            stacked = on_accelerator(z) or config.n_samples * width <= STACKED_ON_CPU
         self.steps = self._stacks(heads, stacked)
         self.prior = self._stacks([head_layers(model.prior)], stacked)[0]
         self.critics = self._stacks(member_layers(model.critics, critics), stacked)
@@ -213,15 +245,24 @@ class Evaluator:
         moves = actions.permute(2, 0, 1, 3).flatten(1, 2)
         latents: list[th.Tensor] = []
         outputs: list[list[th.Tensor]] = []
+        heads = [(stack, k) for stack in self.steps for k in range(len(stack.outputs))]
+        later = on_accelerator(actions) and moves.shape[1] <= FEW_ROWS
         for move in moves:
             if latents:
-                outputs.append(self._moving(self.steps, latents[-1], move, count))
+                hidden = self._moving(self.steps, latents[-1], move, count)
             else:
                 # All candidates of a row start from one latent
                 pairs = zip(self.steps, self.starts, strict=True)
-                outputs.append([y for stack, x in pairs for y in stack(self._rows(x, count), move, stack.action)])
-            latents.append(self._next_latent(outputs[-1][0]))
-        _, logits, *energies = (th.stack(values) for values in zip(*outputs, strict=True))
+                hidden = [h for stack, x in pairs for h in stack.hidden(self._rows(x, count), move, stack.action)]
+            latents.append(self._next_latent(self.steps[0].output(0, hidden[0])))
+            rest = list(zip(heads, hidden, strict=True))[1:]
+            outputs.append([h if later else stack.output(k, h) for (stack, k), h in rest])
+        logits, *energies = (th.stack(values) for values in zip(*outputs, strict=True))
+        if later:
+            logits, *energies = (
+                stack.output(k, h.flatten(0, 1)).unflatten(0, h.shape[:2])
+                for (stack, k), h in zip(heads[1:], (logits, *energies), strict=True)
+            )
         rewards = self.model.two_hot.decode(logits)
         if energies:
             rewards = rewards + self.config.energy_coef * self.model.scale_energy(energies[0])
@@ -238,13 +279,15 @@ class Evaluator:
         (params,) = self.prior(self._rows(self.prior.shared, count), z, self.prior.latent)
         action, mask = params[:, : self.model.action_dim].tanh(), self.model.mask(self.task)
         action = action if mask is None else action * mask.repeat_interleave(count, 0)
-        logits = self._moving(self.critics, z, action, count)
+        hidden = self._moving(self.critics, z, action, count)
+        heads = ((stack, k) for stack in self.critics for k in range(len(stack.outputs)))
+        logits = [stack.output(k, h) for (stack, k), h in zip(heads, hidden, strict=True)]
         return self.model.two_hot.decode(th.stack(logits)).mean(0).squeeze(-1)
 
     def _moving(self, stacks: list[HeadStack], z: th.Tensor, action: th.Tensor, count: int) -> list[th.Tensor]:
-        """Outputs of all heads where each candidate has a latent of its own."""
+        """What the output layers of all heads read, where each candidate has a latent of its own."""
         x = th.cat([z, action], dim=-1)
-        return [y for stack in stacks for y in stack(self._rows(stack.shared, count), x, stack.moving)]
+        return [h for stack in stacks for h in stack.hidden(self._rows(stack.shared, count), x, stack.moving)]
 
     @staticmethod
     def _rows(shared: th.Tensor, count: int) -> th.Tensor:

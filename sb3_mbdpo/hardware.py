@@ -29,6 +29,14 @@ def has_fast_bfloat16(device: th.device) -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
+def on_accelerator(x: th.Tensor) -> bool:
+    """
+    :param x: A tensor
+    :return: Whether it lies elsewhere than on a CPU
+    """
+    return x.device.type != "cpu"
+
+
 def resolve_dtype(argument: str, name: str, device: th.device) -> str:
     """
     :param argument: Name of the argument, for the error

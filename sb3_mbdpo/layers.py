@@ -13,11 +13,58 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sb3_mbdpo.hardware import recomputed
+from sb3_mbdpo.hardware import on_accelerator, recomputed
 
 WEIGHT_STD = 0.02
 # Matrix products of fewer rows than this take another path on CPUs, and round differently
 MIN_ROWS = 8
+# Numbers that matrix units of GPUs read at once, in bfloat16
+ALIGNED = 8
+
+
+def to_align(x: th.Tensor, dim: int = -1) -> int:
+    """
+    :param x: Any tensor
+    :param dim: One of its dimensions
+    :return: What its width lacks to a multiple of eight
+    """
+    return -x.shape[dim] % ALIGNED
+
+
+def pad_end(x: th.Tensor, missing: int, dim: int = -1) -> th.Tensor:
+    """
+    :param x: Any tensor
+    :param missing: Zeros to append; none leaves the tensor as it is
+    :param dim: Along which dimension, -1 or -2
+    :return: The wider tensor
+    """
+    if missing == 0:
+        return x
+    return F.pad(x, (0, missing) if dim == -1 else (0, 0, 0, missing))
+
+
+def aligns(x: th.Tensor) -> bool:
+    """
+    :param x: Input of a layer
+    :return: Whether products are made of widths that are multiples of eight: where padding is part of other kernels
+    """
+    return on_accelerator(x) and th.compiler.is_compiling()
+
+
+def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+    """
+    A linear layer, of aligned widths where that pays.
+
+    :param x: [..., in]
+    :param weight: [out, in]
+    :param bias: [out]
+    :return: [..., out]
+    """
+    inputs, outputs = (to_align(weight, -1), to_align(weight, -2)) if aligns(x) else (0, 0)
+    if inputs == outputs == 0:
+        return F.linear(x, weight, bias)
+    weight = pad_end(pad_end(weight, inputs), outputs, -2)
+    return F.linear(pad_end(x, inputs), weight, pad_end(bias, outputs))[..., : len(bias)]
 
 
 def fast_mish(x: th.Tensor) -> th.Tensor:
@@ -60,8 +107,12 @@ class Mish(nn.Module):
         :param x: Any shape
         :return: Same shape
         """
-        if x.device.type != "cpu":
-            return F.mish(x)
+        if on_accelerator(x):
+            if not th.compiler.is_compiling():
+                return F.mish(x)
+            # As above, with a third of the exponentials that the compiler would write
+            q = (-x).sigmoid()
+            return 2 * x / (1 + q * q) - x
         # In mixed precision: what sums and squares a sigmoid needs all of its digits
         x = x.float() if x.dtype == th.bfloat16 else x
         if not (x.requires_grad and th.is_grad_enabled()):
@@ -117,7 +168,7 @@ class SimNorm(nn.Module):
         :return: [..., D], each group of ``group_size`` units sums to one
         """
         groups = (x.float() if x.dtype == th.bfloat16 else x).unflatten(-1, (-1, self.group_size))
-        if x.device.type != "cpu":
+        if on_accelerator(x):
             return groups.softmax(dim=-1).flatten(-2)
         if not (x.requires_grad and th.is_grad_enabled()):
             return fast_softmax(groups).flatten(-2)
@@ -126,6 +177,17 @@ class SimNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"group_size={self.group_size}"
+
+
+class Linear(nn.Linear):
+    """An output layer; see :func:`linear`."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: [..., in]
+        :return: [..., out]
+        """
+        return linear(x, self.weight, self.bias)
 
 
 class NormedLinear(nn.Module):
@@ -149,7 +211,7 @@ class NormedLinear(nn.Module):
         :return: [..., out_dim]
         """
         # The functions instead of the modules: their calls are half of the cost of a small layer on a CPU
-        return self.normalise(F.linear(x, self.linear.weight, self.linear.bias))
+        return self.normalise(linear(x, self.linear.weight, self.linear.bias))
 
     def normalise(self, h: th.Tensor) -> th.Tensor:
         """
@@ -186,7 +248,7 @@ def mlp(
     layers: list[nn.Module] = [NormedLinear(a, b, activation_fn()) for a, b in pairwise(widths)]
     last: nn.Module
     if out_activation is None:
-        last = nn.Linear(widths[-1], out_dim)
+        last = Linear(widths[-1], out_dim)
     else:
         last = NormedLinear(widths[-1], out_dim, out_activation)
     layers.append(last)
@@ -301,14 +363,16 @@ class EnsembleMLP(nn.Module):
         return [tuple(t.index_select(0, members) for t in layer) for layer in layers]
 
     def _apply_members(self, x: th.Tensor, layers: list[tuple[th.Tensor, ...]], dropped: th.Tensor | None) -> th.Tensor:
-        lead = x.shape[:-1]
+        lead, width = x.shape[:-1], layers[-1][1].shape[-1]
+        if aligns(x):
+            x, layers = _aligned(x, layers)
         h = x.reshape(1, -1, x.shape[-1]).expand(len(layers[0][0]), -1, -1)
         for i, layer in enumerate(layers[:-1]):
             # Layer by layer: all members side by side are more than half of what the losses keep
             h = recomputed(self.recompute, self._hidden, h, *layer, dropped if i == 0 else None)
         weight, bias = layers[-1]
-        out = th.baddbmm(bias, h, weight)
-        return out.view(len(out), *lead, out.shape[-1])
+        out = _members_linear(h, weight, bias)[..., :width]
+        return out.view(len(out), *lead, width)
 
     def _hidden(
         self,
@@ -319,10 +383,24 @@ class EnsembleMLP(nn.Module):
         shift: th.Tensor,
         dropped: th.Tensor | None,
     ) -> th.Tensor:
-        h = th.baddbmm(bias, h, weight)
+        h = _members_linear(h, weight, bias)
         if dropped is not None:
             kept = th.full_like(h, 1 / (1 - self.dropout))
             h = h * kept.view(-1).index_fill_(0, dropped, 0.0).view_as(h)
         h = th.addcmul(shift, F.layer_norm(h, h.shape[-1:]), gain)
         activated: th.Tensor = self.activation(h)
         return activated
+
+
+def _members_linear(h: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+    """[E, R, in] times [E, in, out] plus [E, 1, out]."""
+    # On a GPU, a bias within the product is first copied to each row
+    return h @ weight + bias if on_accelerator(h) else th.baddbmm(bias, h, weight)
+
+
+def _aligned(x: th.Tensor, layers: list[tuple[th.Tensor, ...]]) -> tuple[th.Tensor, list[tuple[th.Tensor, ...]]]:
+    """Input, first and last layer with widths that are multiples of eight."""
+    (weight, *rest), (last_weight, last_bias) = layers[0], layers[-1]
+    inputs, outputs = to_align(x), to_align(last_bias)
+    first = (pad_end(weight, inputs, -2), *rest)
+    return pad_end(x, inputs), [first, *layers[1:-1], (pad_end(last_weight, outputs), pad_end(last_bias, outputs))]

@@ -332,7 +332,7 @@ class MBDPOPolicy(TaskPolicy):
         return self._generator
 
     def _shared_noise(self) -> SearchNoise:
-        """Of deterministic searches. All rows share it: a plan must not depend on how many observations came with it."""
+        """Of deterministic searches. Rows share it: a plan must not depend on how many observations came with it."""
         if self._deterministic_noise is not None:
             config, noise = self._deterministic_noise
             if config == self.search_config and noise.candidates.device == self.device:
@@ -419,11 +419,13 @@ class MBDPOPolicy(TaskPolicy):
         if not self.captures or trace is not None:
             return self._plan(obs, previous_plan, restart, shared, deterministic, all_warm, trace)
 
-        def plan(*tensors: Any) -> PlanResult:
-            return self._plan(*tensors, deterministic, all_warm)
+        def plan(
+            obs: PyTorchObs, previous_plan: th.Tensor, restart: th.Tensor, shared: SearchNoise | None
+        ) -> PlanResult:
+            return self._plan(obs, previous_plan, restart, shared, deterministic, all_warm)
 
-        key = ("plan", self.act_mode, deterministic, all_warm, self.search_config, self.episodic)
-        key = (*key, self.exploration_noise, self.training)
+        settings = self.search_config, self.episodic, self.exploration_noise, self.training
+        key = ("plan", self.act_mode, deterministic, all_warm, *settings)
         result = self.graphs(key, plan, (obs, previous_plan, restart, shared), self.generator)
         return cast(PlanResult, copied(result))
 

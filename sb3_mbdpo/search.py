@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch as th
 
 from sb3_mbdpo.evaluator import Evaluator
+from sb3_mbdpo.hardware import on_accelerator
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.world_model import WorldModel
 
@@ -327,7 +328,7 @@ def combine_elites(
     :param temperature: Softmax temperature lambda
     :return: mean plan [B, H, A], weighted value [B], standard deviation of all values [B]
     """
-    elite_values, elites = values.topk(n_elites, dim=1)
+    elite_values, elites = _largest(values, n_elites)
     # Relative to the best, in double precision: close returns of a large value would else be told apart by their
     # rounding, which changes with the number of rows. MPS has no doubles.
     best = elite_values[:, :1]
@@ -338,6 +339,15 @@ def combine_elites(
     weights = ((elite_values - best) / scale).softmax(dim=1)
     elite_plans = plans.gather(1, elites[:, :, None, None].expand(-1, -1, *plans.shape[2:]))
     return (weights[:, :, None, None] * elite_plans).sum(1), (weights * elite_values).sum(1), std.squeeze(1)
+
+
+def _largest(values: th.Tensor, count: int) -> tuple[th.Tensor, th.Tensor]:
+    """The largest of each row in order, and where they are [B, K]."""
+    if not on_accelerator(values):
+        return values.topk(count, dim=1)
+    # As few as there are, a GPU sorts all of them in less time than it selects some
+    ordered, places = values.sort(dim=1, descending=True)
+    return ordered[:, :count], places[:, :count]
 
 
 @th.no_grad()

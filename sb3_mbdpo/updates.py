@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_mbdpo.buffers import SequenceSamples
-from sb3_mbdpo.distillation import score_loss
+from sb3_mbdpo.distillation import draw_path, score_loss
 from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.encoders import Features
 from sb3_mbdpo.hardware import compiled, recomputed
@@ -90,6 +90,8 @@ class Learner:
         self._encode, self._td_target, self._world_model_loss, self._prior_loss = (
             compiled(loss) if policy.compiled else loss for loss in losses
         )
+        # Long, and rarely due: what compiling it takes comes back where launches cost more than numbers
+        self._score_loss = compiled(score_loss) if policy.captures else score_loss
 
     def update(self, samples: SequenceSamples, index: int = 0) -> Metrics:
         """
@@ -113,7 +115,8 @@ class Learner:
     @th.no_grad()
     def follow(self) -> None:
         """Let the target critics follow the critics."""
-        targets, online = list(self.model.target_critics.parameters()), list(self.model.critics.parameters())
+        targets: list[th.Tensor] = list(self.model.target_critics.parameters())
+        online: list[th.Tensor] = list(self.model.critics.parameters())
         th._foreach_lerp_(targets, online, self.tau)
 
     def _autocast(self) -> th.autocast:
@@ -271,9 +274,10 @@ class Learner:
         noise = SearchNoise(ranks.rows(drawn.candidates, 1), ranks.rows(drawn.prior, 1), drawn.critics)
         behaviour = batch.actions[:, :count].transpose(0, 1)
         task = None if batch.task is None else batch.task[:count]
-        arguments = (noise, policy.generator, task, policy.row_discounts(task), policy.episodic, ranks)
+        path = draw_path(self.score_config, count, policy.generator, z.device, ranks)
+        arguments = (noise, path, task, policy.row_discounts(task), policy.episodic)
         with self._autocast():
-            loss = score_loss(self.model, self.score_config, z[:count], behaviour, *arguments)
+            loss = self._score_loss(self.model, self.score_config, z[:count], behaviour, *arguments)
         return self.score_coef * loss, {"train/score_loss": loss.detach()}
 
     def _discount(self, task: th.Tensor | None) -> float | th.Tensor:

@@ -82,9 +82,7 @@ def observations(size: int = 3) -> np.ndarray:
 def assert_same_weights(first: MBDPO, second: MBDPO) -> None:
     # Sums run in another order on a GPU, and optimizers take small differences for large ones
     tolerance = {"rtol": 1e-2, "atol": 5e-3} if CUDA else {"rtol": 0.0, "atol": 0.0}
-    for (name, a), b in zip(
-        first.policy.state_dict().items(), second.policy.state_dict().values(), strict=True
-    ):
+    for (name, a), b in zip(first.policy.state_dict().items(), second.policy.state_dict().values(), strict=True):
         th.testing.assert_close(a, b, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -135,7 +133,8 @@ def test_results_belong_to_the_caller() -> None:
     results = []
     for i in range(4):
         obs = th.full((2, 3), i / 4, device=policy.device)
-        results.append(policy.plan(obs, th.zeros(2, *policy.plan_shape, device=policy.device), th.ones(2) > 0))
+        plan, restart = th.zeros(2, *policy.plan_shape), th.ones(2, dtype=th.bool)
+        results.append(policy.plan(obs, plan.to(policy.device), restart.to(policy.device)))
     plans = [result.plan.cpu().numpy() for result in results]
     assert all(not np.array_equal(plans[i], plans[j]) for i in range(4) for j in range(i))
     model.learn(30)
@@ -198,9 +197,7 @@ def test_learning_rates_are_followed() -> None:
         assert th.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize(
-    "policy_kwargs", [{"optimizer_class": th.optim.SGD}, {"optimizer_kwargs": {"foreach": True}}]
-)
+@pytest.mark.parametrize("policy_kwargs", [{"optimizer_class": th.optim.SGD}, {"optimizer_kwargs": {"foreach": True}}])
 def test_optimizers_that_cannot_be_captured(policy_kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="compile=True on a GPU captures whole updates"):
         make(True, policy_kwargs=policy_kwargs)
@@ -218,6 +215,8 @@ def test_nothing_in_an_update_or_a_search_waits_for_the_device() -> None:
     samples = model.replay_buffer.sample(8)
     obs, plan = th.zeros(2, 3, device="cuda"), th.zeros(2, *policy.plan_shape, device="cuda")
     restart = th.ones(2, dtype=th.bool, device="cuda")
+    # Its candidates are drawn once
+    policy.plan(obs, plan, restart, deterministic=True)
     th.cuda.set_sync_debug_mode("error")
     try:
         policy.set_training_mode(True)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch as th
 
-from sb3_mbdpo.distillation import own_path, score_loss, search_target
+from sb3_mbdpo.distillation import draw_path, own_path, score_loss, search_target
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.score import TABLED_STEPS
 from sb3_mbdpo.search import SearchNoise, draw_noise, score_plan, search
@@ -31,7 +31,7 @@ def loss_of(model: WorldModel, seed: int = 0, size: int = 8) -> th.Tensor:
     config, draw = make_config(), generator(seed)
     z, behaviour, task = inputs(model, size, seed)
     noise = draw_noise(config, model, draw, size, CPU, steps=1)
-    return score_loss(model, config, z, behaviour, noise, draw, task)
+    return score_loss(model, config, z, behaviour, noise, draw_path(config, size, draw, CPU), task)
 
 
 @pytest.mark.parametrize("tasks", [None, TASKS])
@@ -70,7 +70,7 @@ def test_loss_falls_and_the_network_learns_to_search() -> None:
     frozen = [p.detach().clone() for name, p in model.named_parameters() if not name.startswith("score.")]
     for _ in range(150):
         noise = draw_noise(config, model, draw, 16, CPU, steps=1)
-        loss = score_loss(model, config, z, behaviour, noise, draw)
+        loss = score_loss(model, config, z, behaviour, noise, draw_path(config, len(z), draw, CPU))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -93,7 +93,8 @@ def test_paths_are_those_of_acting(tasks: TaskSpec | None) -> None:
     condition, mask = model.join(z, None, task), model.mask(task)
     if mask is not None:
         behaviour = behaviour * mask[:, None]
-    x, tau, alpha_bar = own_path(model, config, condition, behaviour, generator(), task)
+    path = draw_path(config, 60, generator(), CPU)
+    x, tau, alpha_bar = own_path(model, config, condition, behaviour, path, task), path.tau, path.alpha_bar
     assert sorted(tau.unique().tolist()) == [1, 2, 3]
     th.testing.assert_close(alpha_bar.flatten(), th.tensor(schedule.alpha_bars)[tau])
     previous = th.cat([th.zeros(60, 1, 2), behaviour[:, :-1]], 1)
@@ -148,7 +149,7 @@ def test_missing_actions_cost_nothing() -> None:
     task = th.ones(8, dtype=th.long)  # one action only
     noise = draw_noise(config, model, draw, 8, CPU, steps=1)
     behaviour = behaviour * model.mask(task)[:, None]
-    loss = score_loss(model, config, z, behaviour, noise, draw, task)
+    loss = score_loss(model, config, z, behaviour, noise, draw_path(config, 8, draw, CPU), task)
     loss.backward()
     assert not model.score.net[-1].bias.grad[1::2].any() and model.score.net[-1].bias.grad[::2].all()
 

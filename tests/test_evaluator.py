@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch as th
 
+from sb3_mbdpo import evaluator
 from sb3_mbdpo.evaluator import STACKED_ON_CPU, Evaluator
 from sb3_mbdpo.layers import EnsembleMLP
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
@@ -68,6 +69,25 @@ def test_stacked_heads_compute_what_the_modules_do(
         found, expected = Evaluator(*arguments)(actions), PlainEvaluator(*arguments)(actions)
         assert found.std() > 0.01
         th.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("few_rows", [0, 2048], ids=["many rows", "few rows"])
+@pytest.mark.parametrize("kwargs", [{}, {"tasks": TASKS}, {"num_bins": 16}], ids=["plain", "tasks", "aligned bins"])
+@th.no_grad()
+def test_the_layout_of_accelerators_computes_the_same(
+    kwargs: dict[str, object], few_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Widths padded to multiples of eight, biases apart from products, outputs of all steps at once."""
+    model, config = trained(**kwargs), make_config(energy_coef=0.5)
+    task = th.tensor([2, 0, 1]) if "tasks" in kwargs else None
+    arguments = (model, config, normal(3, 16).softmax(-1), th.tensor([1, 0]), task)
+    actions = normal(3, 7, 3, 2, seed=1).clamp(-1, 1)
+    expected = Evaluator(*arguments)(actions)
+    monkeypatch.setattr(evaluator, "on_accelerator", lambda x: True)
+    monkeypatch.setattr(evaluator, "FEW_ROWS", few_rows)
+    padded = Evaluator(*arguments)
+    assert all(stack.action.shape[-2] == 8 for stack in padded.steps)
+    th.testing.assert_close(padded(actions), expected, rtol=1e-5, atol=1e-5)
 
 
 @th.no_grad()

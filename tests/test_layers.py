@@ -3,6 +3,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_mbdpo import layers
 from sb3_mbdpo.layers import EnsembleMLP, Mish, NormedLinear, SimNorm, fast_mish, mlp
 
 
@@ -175,3 +176,31 @@ def test_dropout_draws_its_rate() -> None:
     assert dropped is not None and len(dropped) == 400 and dropped.min() >= 0 and dropped.max() < 40_000
     few = net.draw_dropout(1, generator())
     assert few is not None and len(few) == 0, "too few units for a drop"
+
+
+# --- widths of GPUs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["mlp", "ensemble", "two of the ensemble", "dropout"])
+def test_aligned_layers_compute_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compiled for a GPU: Mish in its closed form, widths that are multiples of eight; gradients too."""
+    net: nn.Module = mlp(6, [16, 10], 5) if kind == "mlp" else ensemble(0.5 if kind == "dropout" else 0.0)
+    x = th.randn(2, 7, 6, generator=generator())
+    dropped = net.draw_dropout(14, generator()) if kind == "dropout" else None
+
+    def compute() -> list[th.Tensor]:
+        if isinstance(net, EnsembleMLP):
+            y = net.select(th.tensor([3, 1]))(x) if kind == "two of the ensemble" else net(x, dropped)
+        else:
+            y = net(x)
+        return [y, *th.autograd.grad((y * y).sum(), list(net.parameters()))]
+
+    expected = compute()
+    sizes: list[int] = []
+    pad = layers.pad_end
+    monkeypatch.setattr(layers, "on_accelerator", lambda x: True)
+    monkeypatch.setattr(th.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(layers, "pad_end", lambda x, missing, dim=-1: sizes.append(missing) or pad(x, missing, dim))
+    for found, value in zip(compute(), expected, strict=True):
+        th.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
+    assert 2 in sizes and (3 in sizes or 5 in sizes)

@@ -298,7 +298,7 @@ def test_the_score_network_learns_each_rows_task(monkeypatch: pytest.MonkeyPatch
     seen: dict[str, Any] = {}
 
     def record(model: Any, config: Any, z: th.Tensor, *arguments: Any) -> th.Tensor:
-        *_, seen["task"], seen["discount"], _, _ = arguments
+        *_, seen["task"], seen["discount"], _ = arguments
         return model.score(model.join(z, None, seen["task"]), z.new_zeros(len(z), 3, 3), 1).sum()
 
     monkeypatch.setattr("sb3_mbdpo.updates.score_loss", record)
