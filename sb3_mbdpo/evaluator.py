@@ -6,15 +6,15 @@ it reads, so that what all candidates of a row share (the first latent, the task
 of the two critics in use.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_mbdpo.hardware import on_accelerator
-from sb3_mbdpo.layers import MIN_ROWS, EnsembleMLP, NormedLinear, pad_end, to_align
+from sb3_mbdpo.hardware import has_triton, on_accelerator
+from sb3_mbdpo.layers import ALIGNED, MIN_ROWS, EnsembleMLP, NormedLinear, SimNorm, pad_end, to_align
 from sb3_mbdpo.world_model import WorldModel
 
 if TYPE_CHECKING:
@@ -54,42 +54,31 @@ def member_layers(ensemble: EnsembleMLP, members: th.Tensor) -> list[list[Layer]
     return [[tuple(tensor[k] for tensor in layer) for layer in layers] for k in range(len(members))]
 
 
-class HeadStack:
+class HeadStack(NamedTuple):
     """
-    Heads of one input and the same hidden widths, evaluated together: each layer of all is one batched product.
+    Heads of one input and the same hidden widths, evaluated together: each layer of all G is one batched product.
+    Made by :func:`stack_heads`. Tensors of a single head have no leading dimension G.
 
-    Tensors of a single head have no leading dimension G, and its float32 weights are not copied.
-
-    :param heads: Layers of each of the G heads, at least one of them hidden
-    :param latent_dim: Latent width L
-    :param task: Task embeddings [B, E], None without tasks
-    :param activation: Activation of the hidden layers
-    :param dtype: Type of the matrix products; norms and activations stay in float32
+    ``latent``, ``action`` and ``moving`` are parts of the first layer [(G,) in, M]: what reads the latent, the action,
+    and both of them. ``shared`` is what it adds for all candidates of a row, bias and task [(G,) 1 or B, M]. ``norms``
+    are gains and shifts, ``products`` weights and biases of the other hidden layers, ``outputs`` those of each head,
+    ``widths`` the numbers of its outputs.
     """
 
-    def __init__(
-        self,
-        heads: Sequence[list[Layer]],
-        latent_dim: int,
-        task: th.Tensor | None,
-        activation: nn.Module,
-        dtype: th.dtype,
-    ):
-        self.activation, self.dtype = activation, dtype
-        hidden = [_stack(layers) for layers in zip(*[head[:-1] for head in heads], strict=True)]
-        first, bias = hidden[0][0].to(dtype), hidden[0][1].to(dtype)
-        state_dim = latent_dim + (0 if task is None else task.shape[-1])
-        self.latent, action = first[..., :latent_dim, :], first[..., state_dim:, :]
-        self.action = pad_end(action, to_align(action, -2), -2) if on_accelerator(first) else action
-        # What candidates differ in, once they have left their first latent
-        apart = task is not None or self.action is not action
-        self.moving = th.cat([self.latent, self.action], -2) if apart else first
-        # What they share then: bias and task [(G,) 1 or B, M]
-        self.shared = bias if task is None else _few_rows(bias, task.to(dtype), first[..., latent_dim:state_dim, :])
-        self.norms = [layer[2:] for layer in hidden]
-        self.products = [(weight.to(dtype), bias.to(dtype)) for weight, bias, _, _ in hidden[1:]]
-        self.widths = [head[-1][1].shape[-1] for head in heads]
-        self.outputs = [_output(head[-1][0], head[-1][1], dtype) for head in heads]
+    latent: th.Tensor
+    action: th.Tensor
+    moving: th.Tensor
+    shared: th.Tensor
+    norms: list[Layer]
+    products: list[Layer]
+    outputs: list[Layer]
+    widths: list[int]
+    activation: nn.Module
+
+    @property
+    def dtype(self) -> th.dtype:
+        """Type of the matrix products; norms and activations stay in float32."""
+        return self.latent.dtype
 
     def start(self, z: th.Tensor) -> th.Tensor:
         """
@@ -100,19 +89,13 @@ class HeadStack:
         """
         return _few_rows(self.shared, z.to(self.dtype), self.latent)
 
-    def __call__(self, shared: th.Tensor, x: th.Tensor, weight: th.Tensor) -> list[th.Tensor]:
+    def hidden(self, shared: th.Tensor, x: th.Tensor, weight: th.Tensor) -> list[th.Tensor]:
         """
+        What each head's output layer reads.
+
         :param shared: ``shared`` or what :meth:`start` gave, a row for each of R or for all
         :param x: The other part of the input [R, in]
         :param weight: Its part of the first layer: ``moving``, ``action`` or ``latent``
-        :return: Outputs of each head [R, out], float32
-        """
-        return [self.output(k, h) for k, h in enumerate(self.hidden(shared, x, weight))]
-
-    def hidden(self, shared: th.Tensor, x: th.Tensor, weight: th.Tensor) -> list[th.Tensor]:
-        """
-        What each head's output layer reads; arguments are those of a call.
-
         :return: Of each head [R, M]
         """
         x = pad_end(x, weight.shape[-2] - x.shape[-1])
@@ -141,6 +124,36 @@ class HeadStack:
         return activated.to(self.dtype)
 
 
+def stack_heads(
+    heads: Sequence[list[Layer]], latent_dim: int, task: th.Tensor | None, activation: nn.Module, dtype: th.dtype
+) -> HeadStack:
+    """
+    :param heads: Layers of each of the G heads, at least one of them hidden
+    :param latent_dim: Latent width L
+    :param task: Task embeddings [B, E], None without tasks
+    :param activation: Activation of the hidden layers
+    :param dtype: Type of the matrix products
+    :return: The heads side by side; float32 weights of a single one are not copied
+    """
+    hidden = [_stack(layers) for layers in zip(*[head[:-1] for head in heads], strict=True)]
+    first, bias = hidden[0][0].to(dtype), hidden[0][1].to(dtype)
+    state_dim = latent_dim + (0 if task is None else task.shape[-1])
+    latent, action = first[..., :latent_dim, :], first[..., state_dim:, :]
+    missing = to_align(action, -2) if on_accelerator(first) else 0
+    action = pad_end(action, missing, -2)
+    return HeadStack(
+        latent,
+        action,
+        th.cat([latent, action], -2) if missing or task is not None else first,
+        bias if task is None else _few_rows(bias, task.to(dtype), first[..., latent_dim:state_dim, :]),
+        [layer[2:] for layer in hidden],
+        [(weight.to(dtype), bias.to(dtype)) for weight, bias, _, _ in hidden[1:]],
+        [_output(head[-1][0], head[-1][1], dtype) for head in heads],
+        [head[-1][1].shape[-1] for head in heads],
+        activation,
+    )
+
+
 def _output(weight: th.Tensor, bias: th.Tensor, dtype: th.dtype) -> Layer:
     missing = to_align(weight) if on_accelerator(weight) else 0
     return pad_end(weight.to(dtype), missing), pad_end(bias.to(dtype), missing)
@@ -154,7 +167,8 @@ def _product(bias: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
     """Bias plus [(G,) R, in] times [(G,) in, out]; all heads of a stack read an input that has no G."""
     if on_accelerator(x):
         # Compiled, the sum is part of what follows; within the product, a bias of all rows is first copied to each
-        return x @ weight + bias
+        product = x @ weight if weight.dim() == 2 else th.bmm(x.expand(len(weight), -1, -1), weight)
+        return product + bias
     if weight.dim() == 2:
         return th.addmm(bias, x, weight)
     return th.baddbmm(bias, x.expand(len(weight), -1, -1), weight)
@@ -165,6 +179,54 @@ def _few_rows(bias: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
     rows = th.arange(max(len(x), MIN_ROWS), device=x.device) % len(x)
     bias = bias if bias.shape[-2] == 1 else bias[..., rows, :]
     return _product(bias, x[rows], weight)[..., : len(x), :]
+
+
+class Arrangement(NamedTuple):
+    """
+    The heads of a world model as a search needs them: ``steps`` dynamics, reward and energy in one or several stacks,
+    ``starts`` what their candidates share in the first latent, ``prior``, and the ``critics`` in use.
+    """
+
+    steps: list[HeadStack]
+    starts: list[th.Tensor]
+    prior: HeadStack
+    critics: list[HeadStack]
+
+
+def arrange(
+    model: WorldModel, config: "SearchConfig", z: th.Tensor, critics: th.Tensor, embedding: th.Tensor | None
+) -> Arrangement:
+    """
+    Lay out the heads for a search, and multiply what all its candidates share.
+
+    :param model: World model
+    :param config: Search configuration
+    :param z: Latents to start from [B, L]
+    :param critics: Indices of the critics in use
+    :param embedding: Task embeddings [B, E]
+    :return: The heads
+    """
+    heads = [head_layers(model.dynamics), head_layers(model.reward)]
+    if config.energy_coef != 0:
+        heads.append(head_layers(model.require_energy()))
+    stacked = config.stacked
+    if stacked is None:
+        width = heads[0][0][0].shape[-1]
+        # Few large products keep an accelerator busy; a CPU's caches hold one wide head at a time
+        stacked = on_accelerator(z) or config.n_samples * width <= STACKED_ON_CPU
+
+    chosen = member_layers(model.critics, critics)
+    each = (heads, [head_layers(model.prior)], chosen)
+    steps, (prior,), ends = (_stacks(model, config, embedding, group, stacked) for group in each)
+    return Arrangement(steps, [stack.start(z) for stack in steps], prior, ends)
+
+
+def _stacks(
+    model: WorldModel, config: "SearchConfig", embedding: th.Tensor | None, heads: list[list[Layer]], stacked: bool
+) -> list[HeadStack]:
+    groups = [heads] if stacked else [[head] for head in heads]
+    common = model.latent_dim, embedding, model.critics.activation, config.dtype
+    return [stack_heads(group, *common) for group in groups]
 
 
 class Evaluator:
@@ -178,6 +240,7 @@ class Evaluator:
     :param task: Task indices [B]
     :param discount: Discount of each row [B, 1]; by default ``config.discount`` for all
     :param episodic: Use the termination head
+    :param prepare: Applied to :func:`arrange` before it is called, on accelerators
     """
 
     def __init__(
@@ -189,32 +252,19 @@ class Evaluator:
         task: th.Tensor | None = None,
         discount: th.Tensor | None = None,
         episodic: bool = False,
+        prepare: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
     ):
         self.model, self.config, self.episodic = model, config, episodic
         self.discount: float | th.Tensor = config.discount if discount is None else discount
-        self.task, self.embedding = task, model.embed(task)
-        self._arrange(z, critics)
+        self.task = task
+        self._arrange(z, critics, prepare)
 
-    def _arrange(self, z: th.Tensor, critics: th.Tensor) -> None:
-        """Lay out the heads for a search, and multiply what all its candidates share."""
-        model, config = self.model, self.config
-        heads = [head_layers(model.dynamics), head_layers(model.reward)]
-        if config.energy_coef != 0:
-            heads.append(head_layers(model.require_energy()))
-        stacked = config.stacked
-        if stacked is None:
-            width = heads[0][0][0].shape[-1]
-            # Few large products keep an accelerator busy; a CPU's caches hold one wide head at a time
-            stacked = on_accelerator(z) or config.n_samples * width <= STACKED_ON_CPU
-        self.steps = self._stacks(heads, stacked)
-        self.prior = self._stacks([head_layers(model.prior)], stacked)[0]
-        self.critics = self._stacks(member_layers(model.critics, critics), stacked)
-        self.starts = [stack.start(z) for stack in self.steps]
-
-    def _stacks(self, heads: list[list[Layer]], stacked: bool) -> list[HeadStack]:
-        groups = [heads] if stacked else [[head] for head in heads]
-        common = self.model.latent_dim, self.embedding, self.model.critics.activation, self.config.dtype
-        return [HeadStack(group, *common) for group in groups]
+    def _arrange(
+        self, z: th.Tensor, critics: th.Tensor, prepare: Callable[[Callable[..., Any]], Callable[..., Any]]
+    ) -> None:
+        lay_out = prepare(arrange) if on_accelerator(z) else arrange
+        heads: Arrangement = lay_out(self.model, self.config, z, critics, self.model.embed(self.task))
+        self.steps, self.starts, self.prior, self.critics = heads
 
     def __call__(self, actions: th.Tensor) -> th.Tensor:
         """
@@ -234,29 +284,29 @@ class Evaluator:
         total = total + discount * (terminal if alive is None else alive[-1] * terminal)
         return total.nan_to_num(0.0)
 
-    def roll_out(self, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def roll_out(self, actions: th.Tensor) -> tuple[list[th.Tensor], th.Tensor]:
         """
         Unroll the dynamics along plans.
 
         :param actions: [B, N, H, A]
-        :return: latents at t = 1 .. H [H, B N, L], and rewards plus weighted energies at t = 0 .. H - 1 [H, B N]
+        :return: latents at t = 1 .. H, [B N, L] each, and rewards plus weighted energies at t = 0 .. H - 1 [H, B N]
         """
         count = actions.shape[1]
-        moves = actions.permute(2, 0, 1, 3).flatten(1, 2)
+        moves = list(actions.permute(2, 0, 1, 3).flatten(1, 2))
+        heads = [(stack, k) for stack in self.steps for k in range(len(stack.outputs))]
+        later = on_accelerator(actions) and len(moves[0]) <= FEW_ROWS
         latents: list[th.Tensor] = []
         outputs: list[list[th.Tensor]] = []
-        heads = [(stack, k) for stack in self.steps for k in range(len(stack.outputs))]
-        later = on_accelerator(actions) and moves.shape[1] <= FEW_ROWS
-        for move in moves:
-            if latents:
-                hidden = self._moving(self.steps, latents[-1], move, count)
-            else:
-                # All candidates of a row start from one latent
-                pairs = zip(self.steps, self.starts, strict=True)
-                hidden = [h for stack, x in pairs for h in stack.hidden(self._rows(x, count), move, stack.action)]
-            latents.append(self._next_latent(self.steps[0].output(0, hidden[0])))
+        # All candidates of a row start from one latent
+        pairs = zip(self.steps, self.starts, strict=True)
+        hidden = [h for stack, x in pairs for h in stack.hidden(self._rows(x, count), moves[0], stack.action)]
+        for move in [*moves[1:], None]:
             rest = list(zip(heads, hidden, strict=True))[1:]
             outputs.append([h if later else stack.output(k, h) for (stack, k), h in rest])
+            z, joined = self._next_latent(hidden[0], move)
+            latents.append(z)
+            if move is not None:
+                hidden = self._moving(self.steps, joined, count)
         logits, *energies = (th.stack(values) for values in zip(*outputs, strict=True))
         if later:
             logits, *energies = (
@@ -266,7 +316,7 @@ class Evaluator:
         rewards = self.model.two_hot.decode(logits)
         if energies:
             rewards = rewards + self.config.energy_coef * self.model.scale_energy(energies[0])
-        return th.stack(latents), rewards.squeeze(-1)
+        return latents, rewards.squeeze(-1)
 
     def terminal_value(self, z: th.Tensor, count: int) -> th.Tensor:
         """
@@ -276,17 +326,16 @@ class Evaluator:
         :param count: Candidates N of a row
         :return: [B N]
         """
-        (params,) = self.prior(self._rows(self.prior.shared, count), z, self.prior.latent)
-        action, mask = params[:, : self.model.action_dim].tanh(), self.model.mask(self.task)
+        (hidden,) = self.prior.hidden(self._rows(self.prior.shared, count), z, self.prior.latent)
+        action, mask = self.prior.output(0, hidden)[:, : self.model.action_dim].tanh(), self.model.mask(self.task)
         action = action if mask is None else action * mask.repeat_interleave(count, 0)
-        hidden = self._moving(self.critics, z, action, count)
+        each = self._moving(self.critics, th.cat([z, action], dim=-1), count)
         heads = ((stack, k) for stack in self.critics for k in range(len(stack.outputs)))
-        logits = [stack.output(k, h) for (stack, k), h in zip(heads, hidden, strict=True)]
+        logits = [stack.output(k, h) for (stack, k), h in zip(heads, each, strict=True)]
         return self.model.two_hot.decode(th.stack(logits)).mean(0).squeeze(-1)
 
-    def _moving(self, stacks: list[HeadStack], z: th.Tensor, action: th.Tensor, count: int) -> list[th.Tensor]:
-        """What the output layers of all heads read, where each candidate has a latent of its own."""
-        x = th.cat([z, action], dim=-1)
+    def _moving(self, stacks: list[HeadStack], x: th.Tensor, count: int) -> list[th.Tensor]:
+        """What the output layers of all heads read, where each candidate has a latent of its own: beside its action."""
         return [h for stack in stacks for h in stack.hidden(self._rows(stack.shared, count), x, stack.moving)]
 
     @staticmethod
@@ -294,15 +343,43 @@ class Evaluator:
         """A row for each of N candidates, where there is more than one to share: [(G,) B N, M]."""
         return shared if shared.shape[-2] == 1 else shared.repeat_interleave(count, -2)
 
-    def _next_latent(self, x: th.Tensor) -> th.Tensor:
-        last = self.model.dynamics[-1]
+    def _next_latent(self, hidden: th.Tensor, move: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param hidden: What the output layer of the dynamics reads [B N, M]
+        :param move: Actions in the next latent [B N, A], None for no more
+        :return: the next latents [B N, L], and those beside the actions, as the next step reads them
+        """
+        last, stack = self.model.dynamics[-1], self.steps[0]
         assert isinstance(last, NormedLinear)
-        return last.normalise(x)
+        if not fuses_simplicial_norm(last, hidden):
+            z = last.normalise(stack.output(0, hidden))
+            return z, z if move is None else th.cat([z, move], dim=-1)
+        from sb3_mbdpo.triton_kernels import simplicial_norm
 
-    def _alive(self, z: th.Tensor, count: int) -> th.Tensor | None:
+        weight, bias = stack.outputs[0]
+        tail = hidden[:, :0] if move is None else pad_end(move, stack.action.shape[-2] - move.shape[-1])
+        group = cast(SimNorm, last.activation).group_size
+        joined = simplicial_norm(
+            hidden @ weight, bias[0], last.norm.weight, last.norm.bias, tail.to(stack.dtype), group, last.norm.eps
+        )
+        return joined[:, : last.norm.normalized_shape[0]], joined
+
+    def _alive(self, latents: list[th.Tensor], count: int) -> th.Tensor | None:
         """1 while no latent up to and including t + 1 looks terminal [H, B, N]; None for tasks that never end."""
         if not self.episodic or self.model.termination is None:
             return None
         task = None if self.task is None else self.task.repeat_interleave(count, 0)
+        z = th.stack(latents).float()
         ended = self.model.termination(self.model.join(z, None, task)).squeeze(-1) > 0
         return (~ended).to(z.dtype).cumprod(dim=0).unflatten(1, (-1, count))
+
+
+def fuses_simplicial_norm(layer: NormedLinear, x: th.Tensor) -> bool:
+    """
+    :param layer: Last layer of the dynamics
+    :param x: Its input
+    :return: Whether one kernel does all that follows its product
+    """
+    width = layer.norm.normalized_shape[0]
+    usual = isinstance(layer.activation, SimNorm) and layer.activation.group_size == 8 and width % ALIGNED == 0
+    return usual and x.device.type == "cuda" and has_triton() and not th.is_grad_enabled()

@@ -395,7 +395,7 @@ class EnsembleMLP(nn.Module):
 def _members_linear(h: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     """[E, R, in] times [E, in, out] plus [E, 1, out]."""
     # On a GPU, a bias within the product is first copied to each row
-    return h @ weight + bias if on_accelerator(h) else th.baddbmm(bias, h, weight)
+    return th.bmm(h, weight) + bias if on_accelerator(h) else th.baddbmm(bias, h, weight)
 
 
 def _aligned(x: th.Tensor, layers: list[tuple[th.Tensor, ...]]) -> tuple[th.Tensor, list[tuple[th.Tensor, ...]]]:

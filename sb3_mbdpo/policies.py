@@ -457,7 +457,7 @@ class MBDPOPolicy(TaskPolicy):
         if self.act_mode == "search":
             noise = draw_noise(config, model, self.generator, len(z), self.device) if shared is None else shared
             discount, episodic = self.row_discounts(task), self.episodic
-            options: dict[str, Any] = {"prepare": compiled} if self.compiled else {}
+            options: dict[str, Any] = {"prepare": self._compiled} if self.compiled else {}
             result = search(
                 model, config, z, previous_plan, restart, noise, task, discount, episodic, trace, all_warm, **options
             )
@@ -478,6 +478,9 @@ class MBDPOPolicy(TaskPolicy):
             action = (action + self.exploration_noise * self._normal(tuple(action.shape))).clamp(-1, 1)
             action = action if mask is None else action * mask
         return PlanResult(action, plan, z, result, task)
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return compiled(function, self.captures)
 
     def _encode(self, obs: PyTorchObs, batch: int, task: th.Tensor | None) -> th.Tensor:
         """

@@ -47,6 +47,14 @@ class NoiseSchedule:
         """
         return th.tensor(self.alpha_bars, device=device)
 
+    @cache  # noqa: B019 (as above)
+    def sigma_table(self, device: th.device) -> th.Tensor:
+        """
+        :param device: Where the table lives
+        :return: ``sigma`` of each denoising step in the order taken [T - 1], made once per device
+        """
+        return th.tensor([self.sigma(tau) for tau in self.taus], device=device)
+
     def sigma(self, tau: int) -> float:
         """
         Spread of the candidate plans at a step.

@@ -240,12 +240,12 @@ def search(
     :param trace: When given, each denoising step is appended to it
     :param all_warm: Whether it is known that no row restarts: with ``warm_steps`` the steps before are then left out,
         of which nothing would remain
-    :param prepare: Applied to the two functions that do the work, :func:`prior_rollouts` and :func:`denoising_step`,
-        before they are called: what compiles them, for example
+    :param prepare: Applied to the functions that do the work, such as :func:`denoising_step`, before they are called:
+        what compiles them, for example
     :return: Plans and statistics
     """
     roll_out, improve = prepare(prior_rollouts), prepare(denoising_step)
-    evaluator = Evaluator(model, config, z, noise.critics, task, discount, episodic)
+    evaluator = Evaluator(model, config, z, noise.critics, task, discount, episodic, prepare)
     mask = model.mask(task)
     mask = None if mask is None else mask[:, None, None]
     prior_plans = roll_out(model, z, noise.prior, task)
@@ -253,13 +253,16 @@ def search(
     prior_values: th.Tensor | None = None
     schedule, warm = config.schedule, config.warm_steps or config.schedule.taus[0]
     x = schedule.start(previous_plan, restart, warm if all_warm else -1)
+    # Of all steps at once
+    sigmas = schedule.sigma_table(z.device).view(-1, *[1] * (noise.candidates.dim() - 1))
+    deviations = sigmas * noise.candidates
     for i, tau in enumerate(schedule.taus):
         if all_warm and tau > warm:
             continue
         if tau == warm < schedule.taus[0] and not all_warm:
             x = th.where(restart[:, None, None], x, schedule.start(previous_plan, restart, warm))
-        centre, deviations = x / schedule.alpha_bars[tau] ** 0.5, schedule.sigma(tau) * noise.candidates[i]
-        plans, values, best = improve(evaluator, centre, deviations, prior_plans, prior_values, mask)
+        centre = x / schedule.alpha_bars[tau] ** 0.5
+        plans, values, best = improve(evaluator, centre, deviations[i], prior_plans, prior_values, mask)
         # The prior's plans stay what they are, and so do their returns
         prior_values = values[:, : config.n_prior_trajectories]
         if trace is not None:

@@ -88,10 +88,10 @@ class Learner:
         self.ranks = ALONE
         losses: tuple[Callable[..., Any], ...] = (encode, td_target, world_model_loss, prior_loss)
         self._encode, self._td_target, self._world_model_loss, self._prior_loss = (
-            compiled(loss) if policy.compiled else loss for loss in losses
+            compiled(loss, policy.captures) if policy.compiled else loss for loss in losses
         )
         # Long, and rarely due: what compiling it takes comes back where launches cost more than numbers
-        self._score_loss = compiled(score_loss) if policy.captures else score_loss
+        self._score_loss = compiled(score_loss, static=True) if policy.captures else score_loss
 
     def update(self, samples: SequenceSamples, index: int = 0) -> Metrics:
         """

@@ -235,10 +235,10 @@ class Apply(th.nn.Module):
 class PlainEvaluator(Evaluator):
     """The same returns from the world model's own modules, head by head: works with hand-set heads too."""
 
-    def _arrange(self, z: th.Tensor, critics: th.Tensor) -> None:
+    def _arrange(self, z: th.Tensor, critics: th.Tensor, prepare: Any) -> None:
         self.z, self.chosen = z, self.model.critics.select(critics)
 
-    def roll_out(self, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def roll_out(self, actions: th.Tensor) -> tuple[list[th.Tensor], th.Tensor]:
         model, count = self.model, actions.shape[1]
         task = None if self.task is None else self.task.repeat_interleave(count, 0)
         z, latents, rewards = self.z.repeat_interleave(count, 0), [], []
@@ -250,7 +250,7 @@ class PlainEvaluator(Evaluator):
             z = model.dynamics(joined)
             latents.append(z)
             rewards.append(reward.squeeze(-1))
-        return th.stack(latents), th.stack(rewards)
+        return latents, th.stack(rewards)
 
     def terminal_value(self, z: th.Tensor, count: int) -> th.Tensor:
         task = None if self.task is None else self.task.repeat_interleave(count, 0)

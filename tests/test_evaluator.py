@@ -63,7 +63,7 @@ def test_stacked_heads_compute_what_the_modules_do(
         if episodic:
             latents, _ = PlainEvaluator(*arguments).roll_out(actions)
             rows = None if task is None else task.repeat_interleave(7, 0)
-            model.termination[-1].bias -= model.termination(model.join(latents, None, rows)).quantile(0.8)
+            model.termination[-1].bias -= model.termination(model.join(th.stack(latents), None, rows)).quantile(0.8)
             ended = PlainEvaluator(*arguments)._alive(latents, 7)
             assert 0 < ended[-1].mean() < 1
         found, expected = Evaluator(*arguments)(actions), PlainEvaluator(*arguments)(actions)
