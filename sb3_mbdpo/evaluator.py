@@ -62,7 +62,7 @@ class HeadStack(NamedTuple):
     ``latent``, ``action`` and ``moving`` are parts of the first layer [(G,) in, M]: what reads the latent, the action,
     and both of them. ``shared`` is what it adds for all candidates of a row, bias and task [(G,) 1 or B, M]. ``norms``
     are gains and shifts, ``products`` weights and biases of the other hidden layers, ``outputs`` those of each head,
-    ``widths`` the numbers of its outputs.
+    ``widths`` the numbers of its outputs; ``joint`` is the output layer of all heads where one product serves them.
     """
 
     latent: th.Tensor
@@ -73,6 +73,7 @@ class HeadStack(NamedTuple):
     products: list[Layer]
     outputs: list[Layer]
     widths: list[int]
+    joint: Layer | None
     activation: nn.Module
 
     @property
@@ -89,19 +90,26 @@ class HeadStack(NamedTuple):
         """
         return _few_rows(self.shared, z.to(self.dtype), self.latent)
 
-    def hidden(self, shared: th.Tensor, x: th.Tensor, weight: th.Tensor) -> list[th.Tensor]:
+    def hidden(self, shared: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
         """
-        What each head's output layer reads.
+        What the output layers read.
 
         :param shared: ``shared`` or what :meth:`start` gave, a row for each of R or for all
         :param x: The other part of the input [R, in]
         :param weight: Its part of the first layer: ``moving``, ``action`` or ``latent``
-        :return: Of each head [R, M]
+        :return: [(G,) R, M]
         """
         x = pad_end(x, weight.shape[-2] - x.shape[-1])
         h = self._activate(_product(shared, x.to(self.dtype), weight), 0)
         for i, (product, bias) in enumerate(self.products):
             h = self._activate(_product(bias, h, product), i + 1)
+        return h
+
+    def each(self, h: th.Tensor) -> list[th.Tensor]:
+        """
+        :param h: From :meth:`hidden`
+        :return: Each head's part [R, M]
+        """
         return [h] if h.dim() == 2 else list(h.unbind())
 
     def output(self, head: int, h: th.Tensor) -> th.Tensor:
@@ -112,6 +120,16 @@ class HeadStack(NamedTuple):
         """
         weight, bias = self.outputs[head]
         return _product(bias, h, weight)[:, : self.widths[head]].float()
+
+    def all_outputs(self, h: th.Tensor) -> th.Tensor:
+        """
+        :param h: From :meth:`hidden`
+        :return: Outputs of all heads, if they are as many of each [G, R, out], float32
+        """
+        if self.joint is None:
+            return th.stack([self.output(k, part) for k, part in enumerate(self.each(h))])
+        weight, bias = self.joint
+        return _product(bias, h, weight)[..., : self.widths[0]].float()
 
     def _activate(self, x: th.Tensor, layer: int) -> th.Tensor:
         gain, shift = self.norms[layer]
@@ -141,6 +159,9 @@ def stack_heads(
     latent, action = first[..., :latent_dim, :], first[..., state_dim:, :]
     missing = to_align(action, -2) if on_accelerator(first) else 0
     action = pad_end(action, missing, -2)
+    outputs = [_output(head[-1][0], head[-1][1], dtype) for head in heads]
+    widths = [head[-1][1].shape[-1] for head in heads]
+    alike = on_accelerator(first) and len(heads) > 1 and len(set(widths)) == 1
     return HeadStack(
         latent,
         action,
@@ -148,8 +169,9 @@ def stack_heads(
         bias if task is None else _few_rows(bias, task.to(dtype), first[..., latent_dim:state_dim, :]),
         [layer[2:] for layer in hidden],
         [(weight.to(dtype), bias.to(dtype)) for weight, bias, _, _ in hidden[1:]],
-        [_output(head[-1][0], head[-1][1], dtype) for head in heads],
-        [head[-1][1].shape[-1] for head in heads],
+        outputs,
+        widths,
+        _stack(outputs) if alike else None,
         activation,
     )
 
@@ -299,14 +321,15 @@ class Evaluator:
         outputs: list[list[th.Tensor]] = []
         # All candidates of a row start from one latent
         pairs = zip(self.steps, self.starts, strict=True)
-        hidden = [h for stack, x in pairs for h in stack.hidden(self._rows(x, count), moves[0], stack.action)]
+        starts = ((stack, stack.hidden(self._rows(x, count), moves[0], stack.action)) for stack, x in pairs)
+        hidden = [part for stack, h in starts for part in stack.each(h)]
         for move in [*moves[1:], None]:
             rest = list(zip(heads, hidden, strict=True))[1:]
             outputs.append([h if later else stack.output(k, h) for (stack, k), h in rest])
             z, joined = self._next_latent(hidden[0], move)
             latents.append(z)
             if move is not None:
-                hidden = self._moving(self.steps, joined, count)
+                hidden = [part for stack in self.steps for part in stack.each(self._moving(stack, joined, count))]
         logits, *energies = (th.stack(values) for values in zip(*outputs, strict=True))
         if later:
             logits, *energies = (
@@ -326,17 +349,16 @@ class Evaluator:
         :param count: Candidates N of a row
         :return: [B N]
         """
-        (hidden,) = self.prior.hidden(self._rows(self.prior.shared, count), z, self.prior.latent)
-        action, mask = self.prior.output(0, hidden)[:, : self.model.action_dim].tanh(), self.model.mask(self.task)
+        params = self.prior.output(0, self.prior.hidden(self._rows(self.prior.shared, count), z, self.prior.latent))
+        action, mask = params[:, : self.model.action_dim].tanh(), self.model.mask(self.task)
         action = action if mask is None else action * mask.repeat_interleave(count, 0)
-        each = self._moving(self.critics, th.cat([z, action], dim=-1), count)
-        heads = ((stack, k) for stack in self.critics for k in range(len(stack.outputs)))
-        logits = [stack.output(k, h) for (stack, k), h in zip(heads, each, strict=True)]
-        return self.model.two_hot.decode(th.stack(logits)).mean(0).squeeze(-1)
+        x = th.cat([z, action], dim=-1)
+        logits = [stack.all_outputs(self._moving(stack, x, count)) for stack in self.critics]
+        return self.model.two_hot.decode(th.cat(logits)).mean(0).squeeze(-1)
 
-    def _moving(self, stacks: list[HeadStack], x: th.Tensor, count: int) -> list[th.Tensor]:
-        """What the output layers of all heads read, where each candidate has a latent of its own: beside its action."""
-        return [h for stack in stacks for h in stack.hidden(self._rows(stack.shared, count), x, stack.moving)]
+    def _moving(self, stack: HeadStack, x: th.Tensor, count: int) -> th.Tensor:
+        """What output layers read, where each candidate has a latent of its own: beside its action."""
+        return stack.hidden(self._rows(stack.shared, count), x, stack.moving)
 
     @staticmethod
     def _rows(shared: th.Tensor, count: int) -> th.Tensor:

@@ -69,17 +69,27 @@ class NoiseSchedule:
         """Denoising steps in the order taken: T - 1 ... 1."""
         return range(self.denoising_steps - 1, 0, -1)
 
-    def start(self, previous_plan: th.Tensor, restart: th.Tensor, tau: int = -1) -> th.Tensor:
+    @staticmethod
+    def warm_start(previous_plan: th.Tensor, restart: th.Tensor) -> th.Tensor:
         """
-        Warm start: the previous plan shifted by one step, scaled to a noise level; zeros at an episode start.
+        The previous plan shifted by one step; zeros at an episode start.
 
         :param previous_plan: [B, H, A]
         :param restart: [B] bool, rows that start cold
-        :param tau: Denoising step that comes next, by default the first one, T - 1
-        :return: x at ``tau``, [B, H, A]
+        :return: Plan in the middle of the first candidates [B, H, A]
         """
         shifted = th.cat([previous_plan[:, 1:], th.zeros_like(previous_plan[:, :1])], dim=1)
-        return math.sqrt(self.alpha_bars[tau]) * shifted.masked_fill(restart[:, None, None], 0.0)
+        return shifted.masked_fill(restart[:, None, None], 0.0)
+
+    def start(self, previous_plan: th.Tensor, restart: th.Tensor) -> th.Tensor:
+        """
+        Warm start, scaled to the first noise level.
+
+        :param previous_plan: [B, H, A]
+        :param restart: [B] bool, rows that start cold
+        :return: x at T - 1, [B, H, A]
+        """
+        return math.sqrt(self.alpha_bars[-1]) * self.warm_start(previous_plan, restart)
 
     def denoise(self, x: th.Tensor, clean_plan: th.Tensor, tau: int) -> th.Tensor:
         """

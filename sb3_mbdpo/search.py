@@ -248,11 +248,13 @@ def search(
     evaluator = Evaluator(model, config, z, noise.critics, task, discount, episodic, prepare)
     mask = model.mask(task)
     mask = None if mask is None else mask[:, None, None]
-    prior_plans = roll_out(model, z, noise.prior, task)
+    rounded = on_accelerator(z) and config.dtype != th.float32
+    with th.autocast(z.device.type, config.dtype if rounded else th.bfloat16, enabled=rounded):
+        prior_plans = roll_out(model, z, noise.prior, task)
     prior_plans = prior_plans if mask is None else prior_plans * mask
     prior_values: th.Tensor | None = None
     schedule, warm = config.schedule, config.warm_steps or config.schedule.taus[0]
-    x = schedule.start(previous_plan, restart, warm if all_warm else -1)
+    centre = warm_start = schedule.warm_start(previous_plan, restart)
     # Of all steps at once
     sigmas = schedule.sigma_table(z.device).view(-1, *[1] * (noise.candidates.dim() - 1))
     deviations = sigmas * noise.candidates
@@ -260,15 +262,15 @@ def search(
         if all_warm and tau > warm:
             continue
         if tau == warm < schedule.taus[0] and not all_warm:
-            x = th.where(restart[:, None, None], x, schedule.start(previous_plan, restart, warm))
-        centre = x / schedule.alpha_bars[tau] ** 0.5
+            centre = th.where(restart[:, None, None], centre, warm_start)
         plans, values, best = improve(evaluator, centre, deviations[i], prior_plans, prior_values, mask)
         # The prior's plans stay what they are, and so do their returns
         prior_values = values[:, : config.n_prior_trajectories]
         if trace is not None:
             trace.append(SearchStep(schedule.sigma(tau), centre, plans, values, best.plan))
-        x = schedule.denoise(x, best.plan, tau)
-    return best._replace(plan=x.clamp(-1, 1))
+        # Denoising scales the plan by the root of the next alpha_bar, by which the next step would divide it
+        centre = best.plan
+    return best._replace(plan=schedule.denoise(centre, centre, schedule.taus[-1]).clamp(-1, 1))
 
 
 def denoising_step(

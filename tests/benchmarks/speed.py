@@ -28,6 +28,7 @@ from gymnasium import spaces
 from sb3_contrib import TQC
 from stable_baselines3 import SAC
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import get_device
 
 from sb3_mbdpo import MBDPO
 from sb3_mbdpo.schedule import NoiseSchedule
@@ -78,6 +79,22 @@ def reference(
     left, right = (th.randn(n, width, device=device).to(dtype) for n in (rows, width))
     out = th.empty(rows, width, device=device, dtype=dtype)
     return (lambda: th.mm(left, right, out=out)), 2.0 * rows * width * width
+
+
+def matrix_rates(device: th.device, width: int = 8192) -> str:
+    """
+    What a GPU does at best.
+
+    :param device: A CUDA device
+    :param width: Of the matrices
+    :return: Rates of large square products in each number type, as text
+    """
+    found = []
+    for name, dtype in DTYPES.items():
+        product, operations = reference(width, width, device, dtype)
+        timed(product, device, 2)
+        found.append(f"{name} {operations / timed(product, device, 5) / 1e12:.0f}")
+    return f"Products of {width} x {width} matrices, TFLOP/s: {', '.join(found)}"
 
 
 def against_floor(
@@ -308,6 +325,8 @@ def main(argv: list[str] | None = None) -> int:
         rows.extend(shared | row for row in found)
         print(table(rows[-len(found) :]).split("\n", 1)[1], flush=True)
 
+    if get_device(args.device).type == "cuda":
+        print(matrix_rates(get_device(args.device)))
     print(table([]))
     for preset in args.presets:
         model = make(preset, args.device, compile=args.compile)
