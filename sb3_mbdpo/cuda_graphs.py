@@ -4,7 +4,9 @@ A graph repeats what was captured, at the addresses where it was captured. So ea
 which is not a number in a tensor, and graphs are forgotten when a tensor that they read is replaced by another.
 """
 
-from collections.abc import Callable, Hashable
+import gc
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch as th
@@ -97,10 +99,23 @@ def copied(tree: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, th.Tensor) else leaf, tree)
 
 
+@contextmanager
+def _garbage_waits() -> Iterator[None]:
+    """Among what Python's collector finds can be an old graph, and to free one in the middle of a capture ends it."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _capture(function: Callable[..., Any], arguments: tuple[Any, ...], generator: th.Generator) -> _Captured:
     own = copied(arguments)
     graph = th.cuda.CUDAGraph()
     graph.register_generator_state(generator)
-    with th.cuda.graph(graph):
+    with _garbage_waits(), th.cuda.graph(graph):
         result = function(*own)
     return _Captured(graph, [leaf for leaf in pytree.tree_leaves(own) if isinstance(leaf, th.Tensor)], result)

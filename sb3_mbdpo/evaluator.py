@@ -13,7 +13,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_mbdpo.hardware import has_triton, on_accelerator
+from sb3_mbdpo.hardware import HAS_TRITON, on_accelerator
 from sb3_mbdpo.layers import ALIGNED, MIN_ROWS, EnsembleMLP, NormedLinear, SimNorm, pad_end, to_align
 from sb3_mbdpo.world_model import WorldModel
 
@@ -404,4 +404,4 @@ def fuses_simplicial_norm(layer: NormedLinear, x: th.Tensor) -> bool:
     """
     width = layer.norm.normalized_shape[0]
     usual = isinstance(layer.activation, SimNorm) and layer.activation.group_size == 8 and width % ALIGNED == 0
-    return usual and x.device.type == "cuda" and has_triton() and not th.is_grad_enabled()
+    return usual and x.device.type == "cuda" and HAS_TRITON and not th.is_grad_enabled()

@@ -12,6 +12,8 @@ Result = TypeVar("Result")
 DTYPES = ("auto", "float32", "bfloat16")
 # Just below the largest block from which glibc learns (32 MiB)
 LARGEST_LEARNED_BLOCK = 32_000_000
+# Whether kernels for CUDA devices can be compiled here
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Shapes of one function that are compiled before others run as they are
 STATIC_SHAPES = 64
 
@@ -38,12 +40,6 @@ def on_accelerator(x: th.Tensor) -> bool:
     :return: Whether it lies elsewhere than on a CPU
     """
     return x.device.type != "cpu"
-
-
-@cache
-def has_triton() -> bool:
-    """Whether kernels for CUDA devices can be compiled here."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def resolve_dtype(argument: str, name: str, device: th.device) -> str:

@@ -1,6 +1,8 @@
 """Captured calls compute what the others do. Where there is no GPU, a stand-in repeats calls as a graph would."""
 
+import contextlib
 import copy
+import gc
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from tests.fakes import ACTIONS, MIXED, VECTOR, ToyEnv, leaning_model, leaning_o
 RATES = {"learning_rate": 2**-10, "encoder_lr_scale": 0.5}
 CUDA = th.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+CAPTURE = cuda_graphs._capture
 
 
 class FakeGraph:
@@ -162,6 +165,23 @@ def test_graphs_go_when_what_they_read_is_replaced(tmp_path: Path) -> None:
         assert len(policy.graphs) == 0, name
     model.learn(20, reset_num_timesteps=False)
     assert all(bool(parameter.isfinite().all()) for parameter in policy.parameters())
+
+
+def test_no_garbage_is_collected_in_the_middle_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old graph among it would end the capture."""
+    seen: list[bool] = []
+
+    class Graph:
+        def register_generator_state(self, generator: th.Generator) -> None:
+            seen.append(gc.isenabled())
+
+    monkeypatch.setattr(th.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(th.cuda, "graph", lambda graph: contextlib.nullcontext())
+    entry = CAPTURE(lambda x: seen.append(gc.isenabled()) or x + 1, (th.ones(2),), th.Generator())
+    assert seen == [True, False] and gc.isenabled() and entry.result.tolist() == [2, 2]
+    with pytest.raises(ZeroDivisionError):
+        CAPTURE(lambda x: 1 // 0, (th.ones(2),), th.Generator())
+    assert gc.isenabled()
 
 
 def test_copies_begin_without_graphs() -> None:

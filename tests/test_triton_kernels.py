@@ -3,10 +3,10 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_mbdpo.evaluator import fuses_simplicial_norm
-from sb3_mbdpo.hardware import has_triton
+from sb3_mbdpo.hardware import HAS_TRITON
 from sb3_mbdpo.layers import SimNorm, mlp
 
-needs_triton = pytest.mark.skipif(not (th.cuda.is_available() and has_triton()), reason="needs a CUDA device, Triton")
+needs_triton = pytest.mark.skipif(not (th.cuda.is_available() and HAS_TRITON), reason="needs a CUDA device, Triton")
 
 
 def test_a_cpu_has_no_use_for_kernels() -> None:
