@@ -20,7 +20,7 @@ from torch import nn
 
 from sb3_mbdpo.normalization import Normalization
 from sb3_mbdpo.saving import whole_files
-from sb3_mbdpo.search import score_plan
+from sb3_mbdpo.score import score_plan
 from sb3_mbdpo.tasks import TASK_KEY
 
 if TYPE_CHECKING:

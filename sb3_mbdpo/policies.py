@@ -20,6 +20,7 @@ from sb3_mbdpo.layers import MIN_ROWS
 from sb3_mbdpo.optimizers import build_optimizers
 from sb3_mbdpo.presets import resolve_model_size
 from sb3_mbdpo.schedule import NoiseSchedule
+from sb3_mbdpo.score import score_plan
 from sb3_mbdpo.search import (
     DETERMINISTIC_SEED,
     SearchConfig,
@@ -29,7 +30,6 @@ from sb3_mbdpo.search import (
     check_act_mode,
     draw_noise,
     prior_rollouts,
-    score_plan,
     search,
 )
 from sb3_mbdpo.task_policy import TaskPolicy

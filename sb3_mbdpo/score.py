@@ -2,11 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch as th
 from torch import nn
 
 from sb3_mbdpo.layers import Mish, mlp
+from sb3_mbdpo.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from sb3_mbdpo.world_model import WorldModel
 
 MAX_PERIOD = 10_000.0
 # Denoising steps whose embedding is kept
@@ -101,3 +106,34 @@ class ScoreNetwork(nn.Module):
         if self.prediction_type == "sample":
             return out.tanh()
         return (x + (1 - alpha_bar) * out) / alpha_bar**0.5
+
+
+@th.no_grad()
+def score_plan(
+    model: "WorldModel",
+    schedule: NoiseSchedule,
+    z: th.Tensor,
+    previous_plan: th.Tensor,
+    restart: th.Tensor,
+    task: th.Tensor | None = None,
+) -> th.Tensor:
+    """
+    Denoise with the score network alone, without any search.
+
+    :param model: World model with a score network
+    :param schedule: Noise schedule
+    :param z: Latents [B, L]
+    :param previous_plan: Warm start [B, H, A]
+    :param restart: Rows that start cold [B] bool
+    :param task: Task indices [B]
+    :return: Plans [B, H, A] in [-1, 1]
+    :raises ValueError: if the model has no score network
+    """
+    if model.score is None:
+        raise ValueError('This world model has no score network: act with act_mode="search" or "prior".')
+    condition, mask = model.join(z, None, task), model.mask(task)
+    x = schedule.start(previous_plan, restart)
+    for tau in schedule.taus:
+        clean_plan = model.score.clean_plan(condition, x, tau, schedule.alpha_bars[tau])
+        x = schedule.denoise(x, clean_plan if mask is None else clean_plan * mask[:, None], tau)
+    return x.clamp(-1, 1)

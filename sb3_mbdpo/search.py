@@ -353,34 +353,3 @@ def _largest(values: th.Tensor, count: int) -> tuple[th.Tensor, th.Tensor]:
     # As few as there are, a GPU sorts all of them in less time than it selects some
     ordered, places = values.sort(dim=1, descending=True)
     return ordered[:, :count], places[:, :count]
-
-
-@th.no_grad()
-def score_plan(
-    model: WorldModel,
-    schedule: NoiseSchedule,
-    z: th.Tensor,
-    previous_plan: th.Tensor,
-    restart: th.Tensor,
-    task: th.Tensor | None = None,
-) -> th.Tensor:
-    """
-    Denoise with the score network alone, without any search.
-
-    :param model: World model with a score network
-    :param schedule: Noise schedule
-    :param z: Latents [B, L]
-    :param previous_plan: Warm start [B, H, A]
-    :param restart: Rows that start cold [B] bool
-    :param task: Task indices [B]
-    :return: Plans [B, H, A] in [-1, 1]
-    :raises ValueError: if the model has no score network
-    """
-    if model.score is None:
-        raise ValueError('This world model has no score network: act with act_mode="search" or "prior".')
-    condition, mask = model.join(z, None, task), model.mask(task)
-    x = schedule.start(previous_plan, restart)
-    for tau in schedule.taus:
-        clean_plan = model.score.clean_plan(condition, x, tau, schedule.alpha_bars[tau])
-        x = schedule.denoise(x, clean_plan if mask is None else clean_plan * mask[:, None], tau)
-    return x.clamp(-1, 1)

@@ -25,7 +25,8 @@ from sb3_mbdpo.losses import (
     world_model_loss,
 )
 from sb3_mbdpo.policies import MBDPOPolicy
-from sb3_mbdpo.search import SearchNoise, draw_noise, score_plan, with_samples
+from sb3_mbdpo.score import score_plan
+from sb3_mbdpo.search import SearchNoise, draw_noise, with_samples
 from sb3_mbdpo.world_model import WorldModel
 
 BOOTSTRAPS = ("prior", "score")

@@ -5,8 +5,8 @@ import torch as th
 
 from sb3_mbdpo.distillation import draw_path, own_path, score_loss, search_target
 from sb3_mbdpo.schedule import NoiseSchedule
-from sb3_mbdpo.score import TABLED_STEPS
-from sb3_mbdpo.search import SearchNoise, draw_noise, score_plan, search
+from sb3_mbdpo.score import TABLED_STEPS, score_plan
+from sb3_mbdpo.search import SearchNoise, draw_noise, search
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
 from tests.fakes import hand_set, make_config, make_model
 

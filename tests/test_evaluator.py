@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch as th
 
-from sb3_mbdpo import evaluator
+from sb3_mbdpo import evaluator, head_stacks
 from sb3_mbdpo.evaluator import STACKED_ON_CPU, Evaluator
 from sb3_mbdpo.layers import EnsembleMLP
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
@@ -83,7 +83,8 @@ def test_the_layout_of_accelerators_computes_the_same(
     arguments = (model, config, normal(3, 16).softmax(-1), th.tensor([1, 0]), task)
     actions = normal(3, 7, 3, 2, seed=1).clamp(-1, 1)
     expected = Evaluator(*arguments)(actions)
-    monkeypatch.setattr(evaluator, "on_accelerator", lambda x: True)
+    for module in (evaluator, head_stacks):
+        monkeypatch.setattr(module, "on_accelerator", lambda x: True)
     monkeypatch.setattr(evaluator, "FEW_ROWS", few_rows)
     padded = Evaluator(*arguments)
     assert all(stack.action.shape[-2] == 8 for stack in padded.steps)

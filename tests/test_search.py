@@ -4,6 +4,7 @@ import pytest
 import torch as th
 
 from sb3_mbdpo.schedule import NoiseSchedule
+from sb3_mbdpo.score import score_plan
 from sb3_mbdpo.search import (
     SearchConfig,
     SearchNoise,
@@ -13,7 +14,6 @@ from sb3_mbdpo.search import (
     draw_noise,
     prior_rollouts,
     random_pair,
-    score_plan,
     search,
     with_samples,
 )
