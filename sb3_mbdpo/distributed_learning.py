@@ -119,6 +119,8 @@ def check_can_share(model: "MBDPO") -> None:
             "train_freq counts episodes, which end at other times in each process: with several of them pass a number "
             "of steps."
         )
+    if model._rehearsal is not None:
+        raise ValueError("rehearse() is for learning in one process: call rehearse(None) first.")
     if model._vec_normalize_env is not None:
         raise ValueError(
             "VecNormalize would keep other statistics in each process: with several of them leave it out (rewards are "

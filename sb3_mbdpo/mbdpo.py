@@ -28,8 +28,8 @@ from sb3_mbdpo.hub import HubAlgorithm
 from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
 from sb3_mbdpo.losses import LossCoefficients
 from sb3_mbdpo.metrics import RunningMeans
-from sb3_mbdpo.offline import OfflineAlgorithm
 from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy, PlanResult
+from sb3_mbdpo.rehearsal import RehearsingAlgorithm
 from sb3_mbdpo.resuming import RandomState
 from sb3_mbdpo.tasks import TaskSet, plain_tasks
 from sb3_mbdpo.updates import Learner
@@ -37,7 +37,7 @@ from sb3_mbdpo.updates import Learner
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
 
 
-class MBDPO(OfflineAlgorithm, HubAlgorithm):
+class MBDPO(RehearsingAlgorithm, HubAlgorithm):
     """
     Model-Based Diffusion Policy Optimization.
 
@@ -280,6 +280,7 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         self.task_sampling, self.normalize_observations = task_sampling, normalize_observations
         self._trainable: list[str] | None = None
         self._acts_from_start = self._counts_offline_steps = False
+        self._rehearsal, self._rehearsal_share = None, 0.0
         self._task_returns: dict[str, list[float]] = {}
         # Running plans while collecting, and the rows whose episode has just ended
         self._plans: np.ndarray | None = None
@@ -376,6 +377,7 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         assert self.replay_buffer is not None
+        self._check_rehearsal()
         if reset_num_timesteps:
             self._counts_offline_steps = False
         if reset_num_timesteps or self._last_obs is None:
@@ -452,7 +454,7 @@ class MBDPO(OfflineAlgorithm, HubAlgorithm):
                 print(f"Warm-up: {self.warmup_updates} updates on what was collected at random")
             gradient_steps += self.warmup_updates
         for _ in range(gradient_steps):
-            self._update(self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
+            self._update(self._sample(batch_size))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         # Where reading costs nothing; those of several processes are averaged first, when they are logged
         if self.device.type == "cpu" and self.learner.ranks.size == 1:
