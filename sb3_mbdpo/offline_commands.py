@@ -277,6 +277,15 @@ def _finetune_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--name", help="name of the new task; default: the environment's id")
     parser.add_argument("--trainable", nargs="+", choices=list(PARTS), help="parts that go on learning; default: all")
+    parser.add_argument(
+        "--rehearse",
+        nargs="+",
+        metavar="DATA",
+        help="data that the model keeps learning from, as for `mbdpo pretrain`: what it was pretrained on, so that it "
+        "does not lose what it knows",
+    )
+    parser.add_argument("--rehearse-share", type=float, default=0.5, metavar="SHARE", help="part of each batch (0.5)")
+    parser.add_argument("--shards-dir", help="where converted data goes; default: beside Minari's, or the chunks")
     _shared_arguments(parser, steps=40_000, steps_are="environment steps")
     return parser
 
@@ -297,6 +306,8 @@ def _finetune(args: argparse.Namespace) -> int:
         raise ArgumentsError(f"{source} does not exist: pass the file of a saved model as --model.")
     given = {"buffer_size": max(args.steps, 1_000)} | _model_arguments(args)
     model = MBDPO.load(source, device=args.device, verbose=args.verbose, **given)
+    data = None if args.rehearse is None else _data(args.rehearse, args.shards_dir)
+    model.rehearse(data, args.rehearse_share, args.shards_dir)
     before, fresh_start = _prepare(model, args)
     stop = StopWhenAsked(str(path))
 

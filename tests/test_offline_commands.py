@@ -157,6 +157,28 @@ def test_fine_tuning_on_a_known_task_and_of_a_single_task(tmp_path: Path, capsys
     assert MBDPO.load(tmp_path / "tuned", device="cpu").num_timesteps == 10
 
 
+def test_fine_tuning_beside_the_data_of_pretraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    several, shares = trained(tmp_path / "several"), []
+    arguments = ["--model", str(several), "--task", "fast", "--steps", "6", "--save", str(tmp_path / "tuned")]
+    arguments += ["--eval-episodes", "1", "--device", "cpu", "--verbose", "0"]
+    sample = MBDPO._sample
+
+    def spy(self: MBDPO, batch_size: int) -> Any:
+        shares.append(self._rehearsal_share)
+        return sample(self, batch_size)
+
+    monkeypatch.setattr(MBDPO, "_sample", spy)
+    arguments += ["--set", "learning_starts=2"]
+    data = ["--rehearse", "slow=test/slow-v0", "fast=test/fast-v0", "--rehearse-share", "0.25"]
+    assert finetune([*arguments, *data]) == 0
+    assert set(shares) == {0.25}
+    # Without the option a model that had data beside it has none
+    shares.clear()
+    assert finetune([*arguments[:1], str(tmp_path / "tuned"), *arguments[2:]]) == 0
+    assert set(shares) == {0.0}
+    assert finetune([*arguments, *data[:-1], "2"]) == 1
+
+
 # --- stopping and going on ------------------------------------------------------------------------------------------
 
 
