@@ -77,7 +77,7 @@ def finetune(out: Path, task: str, seed: str) -> dict[str, Any]:
 
 
 def rehearse(out: Path, task: str, seed: str) -> dict[str, Any]:
-    """The same beside the data of the six tasks, half of each batch: as many windows of the new task as from scratch."""
+    """The same beside the data of the six tasks: half of each batch, with as many windows of the new task as before."""
     return _fine_tuned(out, task, int(seed), f"rehearse-{task}-{seed}", 2 * int(ONLINE["batch_size"]), beside=True)
 
 
