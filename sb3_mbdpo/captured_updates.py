@@ -63,7 +63,7 @@ class CapturedLearner(Learner):
         :param index: Number of updates before this one
         :return: Losses, gradient norms and statistics by log key, as scalar tensors
         """
-        if self.ranks.size > 1:
+        if self.ranks.size > 1 or not self.policy.captures:
             return super().update(samples, index)
         names: tuple[str, ...]
 

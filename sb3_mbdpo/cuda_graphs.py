@@ -6,7 +6,7 @@ which is not a number in a tensor, and graphs are forgotten when a tensor that t
 
 import gc
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch as th
@@ -24,7 +24,8 @@ class _Captured(NamedTuple):
 class CudaGraphs:
     """
     Calls of functions of tensors, by key: a key's first call runs as it is, its second one is captured, and from then
-    on it is replayed. What a call computes and draws is the same each time.
+    on it is replayed. A replay computes and draws what the call itself would. Graphs share their memory, since one
+    runs after the other.
 
     Copies and pickles begin without graphs: they have tensors of their own.
     """
@@ -32,6 +33,7 @@ class CudaGraphs:
     def __init__(self) -> None:
         self._captured: dict[Hashable, _Captured | None] = {}
         self._stream: th.cuda.Stream | None = None
+        self._pool: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CudaGraphs":
         return CudaGraphs()
@@ -46,6 +48,7 @@ class CudaGraphs:
     def clear(self) -> None:
         """Forget all graphs, because tensors that they read or write have been replaced."""
         self._captured.clear()
+        self._pool = None
 
     def __call__(
         self,
@@ -67,17 +70,18 @@ class CudaGraphs:
         """
         leaves, structure = pytree.tree_flatten(arguments)
         tensors = [leaf for leaf in leaves if isinstance(leaf, th.Tensor)]
-        key = (key, structure, tuple((tensor.shape, tensor.dtype) for tensor in tensors))
-        if key not in self._captured:
-            self._captured[key] = None
-            return self._warm_up(function, arguments)
-        entry = self._captured[key]
-        if entry is None:
-            entry = self._captured[key] = _capture(function, arguments, generator)
-        else:
-            th._foreach_copy_(entry.arguments, tensors)
-        entry.graph.replay()
-        return entry.result
+        key = (key, generator, structure, tuple((tensor.shape, tensor.dtype) for tensor in tensors))
+        with _on(generator.device):
+            if key not in self._captured:
+                self._captured[key] = None
+                return self._warm_up(function, arguments)
+            entry = self._captured[key]
+            if entry is None:
+                entry = self._captured[key] = self._capture(function, arguments, generator)
+            else:
+                th._foreach_copy_(entry.arguments, tensors)
+            entry.graph.replay()
+            return entry.result
 
     def _warm_up(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         """A first call beside the main stream, as captures want it: libraries and optimizers set themselves up."""
@@ -89,6 +93,16 @@ class CudaGraphs:
             result = function(*arguments)
         main.wait_stream(self._stream)
         return result
+
+    def _capture(self, function: Callable[..., Any], arguments: tuple[Any, ...], generator: th.Generator) -> _Captured:
+        if self._pool is None:
+            self._pool = th.cuda.graph_pool_handle()
+        own = copied(arguments)
+        graph = th.cuda.CUDAGraph()
+        graph.register_generator_state(generator)
+        with _garbage_waits(), th.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            result = function(*own)
+        return _Captured(graph, [leaf for leaf in pytree.tree_leaves(own) if isinstance(leaf, th.Tensor)], result)
 
 
 def copied(tree: Any) -> Any:
@@ -112,10 +126,6 @@ def _garbage_waits() -> Iterator[None]:
             gc.enable()
 
 
-def _capture(function: Callable[..., Any], arguments: tuple[Any, ...], generator: th.Generator) -> _Captured:
-    own = copied(arguments)
-    graph = th.cuda.CUDAGraph()
-    graph.register_generator_state(generator)
-    with _garbage_waits(), th.cuda.graph(graph):
-        result = function(*own)
-    return _Captured(graph, [leaf for leaf in pytree.tree_leaves(own) if isinstance(leaf, th.Tensor)], result)
+def _on(device: th.device) -> AbstractContextManager[Any]:
+    """Streams and graphs belong to the current device, which need not be the model's."""
+    return th.cuda.device(device) if device.type == "cuda" else nullcontext()

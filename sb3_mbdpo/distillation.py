@@ -111,7 +111,7 @@ def own_path(
     for step in schedule.taus:
         points.append(x)
         plan = model.score.clean_plan(condition, x, step, schedule.alpha_bars[step])
-        x = schedule.denoise(x, plan if mask is None else plan * mask[:, None], step)
+        x = schedule.denoise(plan if mask is None else plan * mask[:, None], step)
     index = schedule.denoising_steps - 1 - path.tau
     return th.stack(points)[index, th.arange(len(condition), device=condition.device)]
 

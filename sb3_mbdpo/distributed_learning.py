@@ -119,7 +119,7 @@ def check_can_share(model: "MBDPO") -> None:
             "train_freq counts episodes, which end at other times in each process: with several of them pass a number "
             "of steps."
         )
-    if model._rehearsal is not None:
+    if model._rehearsal_share > 0:
         raise ValueError("rehearse() is for learning in one process: call rehearse(None) first.")
     if model._vec_normalize_env is not None:
         raise ValueError(

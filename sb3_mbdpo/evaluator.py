@@ -227,4 +227,6 @@ def fuses_simplicial_norm(layer: NormedLinear, x: th.Tensor) -> bool:
     """
     width = layer.norm.normalized_shape[0]
     usual = isinstance(layer.activation, SimNorm) and layer.activation.group_size == 8 and width % ALIGNED == 0
-    return usual and x.device.type == "cuda" and HAS_TRITON and not th.is_grad_enabled()
+    # Who compiles has what Triton needs, a C compiler too
+    compiles = HAS_TRITON and th.compiler.is_compiling()
+    return usual and compiles and x.device.type == "cuda" and not th.is_grad_enabled()

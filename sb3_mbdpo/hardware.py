@@ -14,8 +14,8 @@ DTYPES = ("auto", "float32", "bfloat16")
 LARGEST_LEARNED_BLOCK = 32_000_000
 # Whether kernels for CUDA devices can be compiled here
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-# Shapes of one function that are compiled before others run as they are
-STATIC_SHAPES = 64
+# Variants of one function, of shapes and settings, that are compiled before others run as they are
+STATIC_VARIANTS = 64
 
 
 def has_fast_bfloat16(device: th.device) -> bool:
@@ -89,8 +89,8 @@ def compiled(function: Callable[..., Any], static: bool = False) -> Callable[...
     A function compiled with torch.compile, once in a process, at its first call with each shape.
 
     :param function: Function of tensors
-    :param static: Compile each shape for itself, up to ``STATIC_SHAPES`` of them; otherwise further numbers of rows are
-        compiled together, for any number. On a GPU what knows its shapes is up to twice as fast
+    :param static: Compile each shape for itself, up to ``STATIC_VARIANTS`` of them; otherwise further numbers of rows
+        are compiled together, for any number. On a GPU what knows its shapes is faster
     :return: The compiled function
     """
     if not static:
@@ -99,7 +99,7 @@ def compiled(function: Callable[..., Any], static: bool = False) -> Callable[...
 
     def call(*args: Any, **kwargs: Any) -> Any:
         # torch's own limit of eight shapes is lifted for these functions alone
-        with th._dynamo.config.patch(recompile_limit=STATIC_SHAPES):
+        with th._dynamo.config.patch(recompile_limit=STATIC_VARIANTS):
             return fixed(*args, **kwargs)
 
     return call

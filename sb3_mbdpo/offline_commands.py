@@ -281,10 +281,9 @@ def _finetune_parser() -> argparse.ArgumentParser:
         "--rehearse",
         nargs="+",
         metavar="DATA",
-        help="data that the model keeps learning from, as for `mbdpo pretrain`: what it was pretrained on, so that it "
-        "does not lose what it knows",
+        help="data that is part of each batch, as for `mbdpo pretrain`: what the model was pretrained on, for example",
     )
-    parser.add_argument("--rehearse-share", type=float, default=0.5, metavar="SHARE", help="part of each batch (0.5)")
+    parser.add_argument("--rehearse-share", type=float, metavar="SHARE", help="part of each batch (default: a half)")
     parser.add_argument("--shards-dir", help="where converted data goes; default: beside Minari's, or the chunks")
     _shared_arguments(parser, steps=40_000, steps_are="environment steps")
     return parser
@@ -306,6 +305,10 @@ def _finetune(args: argparse.Namespace) -> int:
         raise ArgumentsError(f"{source} does not exist: pass the file of a saved model as --model.")
     given = {"buffer_size": max(args.steps, 1_000)} | _model_arguments(args)
     model = MBDPO.load(source, device=args.device, verbose=args.verbose, **given)
+    if args.rehearse is None and args.rehearse_share is not None:
+        raise ArgumentsError("--rehearse-share is for --rehearse: pass the data there.")
+    if args.rehearse is None and model._rehearsal_share > 0:
+        print("The model was learning beside recorded data; without --rehearse it goes on without.")
     data = None if args.rehearse is None else _data(args.rehearse, args.shards_dir)
     model.rehearse(data, args.rehearse_share, args.shards_dir)
     before, fresh_start = _prepare(model, args)

@@ -1,6 +1,7 @@
 """Recorded windows in the batches of online learning: a pretrained model keeps what it knows while it learns from its
 first episodes, and data helps a new one (RLPD: Ball et al., 2023)."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from sb3_mbdpo.offline_tasks import TaskWindows
 from sb3_mbdpo.shards import ShardedDataset
 from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY
 
+DEFAULT_SHARE = 0.5
 SelfRehearsing = TypeVar("SelfRehearsing", bound="RehearsingAlgorithm")
 
 
@@ -26,29 +28,37 @@ class RehearsingAlgorithm(OfflineAlgorithm):
     _rehearsal: ShardedDataset | TaskWindows | None
 
     def rehearse(
-        self: SelfRehearsing, dataset: "OfflineData | None", share: float = 0.5, shards_dir: str | Path | None = None
+        self: SelfRehearsing,
+        dataset: "OfflineData | None",
+        share: float | None = None,
+        shards_dir: str | Path | None = None,
     ) -> SelfRehearsing:
         """
         From now on, let a part of each of ``learn``'s batches be recorded data: after :meth:`add_task` or ``from_hub``
         the data of the tasks that the model was pretrained on, or any data of a single task beside learning it.
 
-        A few episodes of a new task are a small part of what a pretrained model knows of the world, and training on
-        them alone undoes the rest of it within a few hundred updates. The replay buffer keeps what is collected alone.
-        The data is not saved with the model: a loaded one asks for it again.
+        The replay buffer keeps what is collected alone. ``save`` remembers that there is data, which is not saved with
+        the model: a loaded one asks for it again. Folders of ``save_pretrained`` do not: who loads them need not have
+        the data. Statistics of observations are taken as by :meth:`learn_offline`.
 
         :param dataset: As in :meth:`learn_offline`; None: no more of it
-        :param share: Part of each batch, between 0 and 1; there always are some of both kinds
+        :param share: Part of each batch, between 0 and 1; there always are some of both kinds. None: what it was when
+            the model was saved, otherwise a half
         :param shards_dir: Where converted data sets go; None puts them beside Minari's own
         :return: The model itself
-        :raises ValueError: for data that cannot be read or that is not of this model's spaces or tasks, or for another
-            share; the model is then as it was
+        :raises ValueError: for data that cannot be read or that is not of this model's spaces or tasks, for another
+            share, or if batches have less than two windows; the model is then as it was
         """
         if dataset is None:
             self._rehearsal, self._rehearsal_share = None, 0.0
             return self
+        share = (self._rehearsal_share or DEFAULT_SHARE) if share is None else share
+        if self.batch_size < 2:
+            raise ValueError(f"Batches of {self.batch_size} hold nothing beside a window: pass batch_size=2 or more.")
         if not 0 < share < 1:
             raise ValueError(f"share must lie between 0 and 1, got {share}: rehearse(None) is for none.")
-        data = self._open_data(dataset, shards_dir)
+        # Of its own: the caller's goes on with its own horizon, device and draws
+        data = self._open_data(copy.copy(dataset) if isinstance(dataset, ShardedDataset) else dataset, shards_dir)
         self._normalize_by(data)
         self._rehearsal = data if self.tasks is None else TaskWindows(data, self.tasks)
         self._rehearsal_share = share
@@ -62,8 +72,8 @@ class RehearsingAlgorithm(OfflineAlgorithm):
         """
         if self._rehearsal_share > 0 and self._rehearsal is None:
             raise ValueError(
-                "This model was learning beside recorded data, which is not saved with it: call "
-                "model.rehearse(dataset) again, or model.rehearse(None) to go on without."
+                f"This model was learning beside recorded data ({self._rehearsal_share:g} of each batch), which is not "
+                "saved with it: call model.rehearse(dataset) again, or model.rehearse(None) to go on without."
             )
 
     def _sample(self, batch_size: int) -> SequenceSamples:
@@ -77,17 +87,17 @@ class RehearsingAlgorithm(OfflineAlgorithm):
         if seed is not None:
             self._rehearsal.seed(seed)
         recorded = self._rehearsal.sample(count, normalize)
-        return mixed(self.replay_buffer.sample(batch_size - count, env=normalize), recorded, seed)
+        collected = self.replay_buffer.sample(batch_size - count, env=normalize)
+        return mixed(collected if self.tasks is None else _with_task_beside(collected), recorded, seed)
 
 
 def mixed(first: SequenceSamples, second: SequenceSamples, seed: Sequence[int] | None) -> SequenceSamples:
     """
     :param first: Windows
-    :param second: Windows of the same horizon and model; tasks may lie in the observations or beside them
+    :param second: Windows of the same horizon and model, told their tasks in the same way
     :param seed: Seed of the order; None takes one from the operating system
     :return: One batch of both, in random order: losses that read the first rows only read some of each
     """
-    first, second = _with_task_beside(first), _with_task_beside(second)
     rows = first.actions.shape[1] + second.actions.shape[1]
     order = th.from_numpy(np.random.default_rng(seed).permutation(rows)).to(first.actions.device)
 
@@ -112,8 +122,8 @@ def mixed(first: SequenceSamples, second: SequenceSamples, seed: Sequence[int] |
 
 
 def _with_task_beside(samples: SequenceSamples) -> SequenceSamples:
+    """A multi-task model's windows in the form that data sets have."""
     observations = samples.observations
-    if not isinstance(observations, dict) or TASK_KEY not in observations:
-        return samples
+    assert isinstance(observations, dict)
     task = observations[TASK_KEY][0].reshape(-1).long()
     return samples._replace(observations=observations[OBSERVATION_KEY], task=task)

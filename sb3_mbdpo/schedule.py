@@ -91,15 +91,14 @@ class NoiseSchedule:
         """
         return math.sqrt(self.alpha_bars[-1]) * self.warm_start(previous_plan, restart)
 
-    def denoise(self, x: th.Tensor, clean_plan: th.Tensor, tau: int) -> th.Tensor:
+    def denoise(self, clean_plan: th.Tensor, tau: int) -> th.Tensor:
         """
         One step of denoising along the score (sqrt(alpha_bar) * clean_plan - x) / (1 - alpha_bar).
 
         With this score the step (x + (1 - alpha_bar) * score) / sqrt(alpha) keeps nothing of x, so it is written
         without the cancelling terms.
 
-        :param x: Noised plans at ``tau`` [..., H, A]
-        :param clean_plan: Estimate of the noise-free plan, same shape
+        :param clean_plan: Estimate of the noise-free plan [..., H, A]
         :param tau: Denoising step
         :return: Noised plans at ``tau - 1``
         """

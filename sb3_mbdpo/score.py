@@ -135,5 +135,5 @@ def score_plan(
     x = schedule.start(previous_plan, restart)
     for tau in schedule.taus:
         clean_plan = model.score.clean_plan(condition, x, tau, schedule.alpha_bars[tau])
-        x = schedule.denoise(x, clean_plan if mask is None else clean_plan * mask[:, None], tau)
+        x = schedule.denoise(clean_plan if mask is None else clean_plan * mask[:, None], tau)
     return x.clamp(-1, 1)

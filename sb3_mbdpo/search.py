@@ -270,7 +270,7 @@ def search(
             trace.append(SearchStep(schedule.sigma(tau), centre, plans, values, best.plan))
         # Denoising scales the plan by the root of the next alpha_bar, by which the next step would divide it
         centre = best.plan
-    return best._replace(plan=schedule.denoise(centre, centre, schedule.taus[-1]).clamp(-1, 1))
+    return best._replace(plan=schedule.denoise(centre, schedule.taus[-1]).clamp(-1, 1))
 
 
 def denoising_step(

@@ -57,11 +57,11 @@ def simplicial_norm(
     Layer norm of ``x + bias``, then a softmax over groups of units, in float32; beside it, what else the next layer
     reads. Without gradient.
 
-    :param x: [R, L], rows without gaps
+    :param x: [R, L], numbers of a row side by side
     :param bias: [L]
     :param gain: [L]
     :param shift: [L]
-    :param tail: [R, T], T may be 0
+    :param tail: [R, T], numbers of a row side by side; T may be 0
     :param group: Units in a group, a power of two that divides L
     :param eps: Added to the variance
     :return: [R, L + T] in the type of ``x``

@@ -13,16 +13,16 @@ import pytest
 import torch as th
 from torch.utils import _pytree as pytree
 
-from sb3_mbdpo import MBDPO, MBDPOPolicy, cuda_graphs, hardware
+from sb3_mbdpo import MBDPO, MBDPOPolicy, hardware
 from sb3_mbdpo.captured_updates import CapturedLearner
 from sb3_mbdpo.cuda_graphs import CudaGraphs, copied
-from tests.fakes import ACTIONS, MIXED, VECTOR, ToyEnv, leaning_model, leaning_observations
+from tests.fakes import ACTIONS, MIXED, VECTOR, Leaning, ToyEnv, leaning_model, leaning_observations
 
 # Numbers that float32 holds exactly: graphs read learning rates from tensors
 RATES = {"learning_rate": 2**-10, "encoder_lr_scale": 0.5}
 CUDA = th.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-CAPTURE = cuda_graphs._capture
+CAPTURE = CudaGraphs._capture
 
 
 class FakeGraph:
@@ -64,7 +64,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware.th, "compile", lambda function, **kwargs: function)
     hardware.compiled.cache_clear()
     if not CUDA:
-        monkeypatch.setattr(cuda_graphs, "_capture", fake_capture)
+        monkeypatch.setattr(CudaGraphs, "_capture", lambda self, *arguments: fake_capture(*arguments))
         monkeypatch.setattr(CudaGraphs, "_warm_up", lambda self, function, arguments: function(*arguments))
         monkeypatch.setattr(MBDPOPolicy, "captures", property(lambda self: self.compiled))
     yield
@@ -167,6 +167,57 @@ def test_graphs_go_when_what_they_read_is_replaced(tmp_path: Path) -> None:
     assert all(bool(parameter.isfinite().all()) for parameter in policy.parameters())
 
 
+def test_another_generator_is_another_graph() -> None:
+    model = make(True).learn(40)
+    policy, own = model.policy, model.policy.generator
+    for _ in range(3):
+        model.predict(observations())
+    state = own.get_state()
+    # As processes do that share updates, and act by draws of their own
+    policy._generator = th.Generator(DEVICE).manual_seed(5)
+    drawn = [model.predict(observations())[0] for _ in range(3)]
+    policy._generator = th.Generator(DEVICE).manual_seed(5)
+    assert all(np.allclose(a, model.predict(observations())[0], atol=1e-4) for a in drawn)
+    assert th.equal(own.get_state(), state)
+
+
+def test_graphs_go_when_tasks_or_parts_change() -> None:
+    model = leaning_model(compile=True, device=DEVICE).learn(30)
+    assert len(model.policy.graphs) > 0
+    model.set_trainable(["heads"])
+    assert len(model.policy.graphs) == 0
+    model.learn(20, reset_num_timesteps=False)
+    assert len(model.policy.graphs) > 0
+    model.add_task(Leaning(), name="new", like=model.tasks.names[0], learning_starts=5)
+    assert len(model.policy.graphs) == 0
+    model.learn(20)
+    assert len(model.policy.graphs) > 0
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_compiled_and_captured_computes_the_same(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users have it: torch.compile, aligned widths, the kernel of the dynamics, inside of graphs."""
+    monkeypatch.undo()
+    hardware.compiled.cache_clear()
+    models = [make(compile, search_dtype=dtype, update_dtype=dtype) for compile in (False, True)]
+    for model in models:
+        model.learn(12)
+        model.policy.set_training_mode(True)
+    models[1].set_parameters(models[0].get_parameters(), device=DEVICE)
+    tolerance = {"float32": 1e-3, "bfloat16": 0.1}[dtype]
+    for _ in range(3):
+        plans = [model.predict(observations(), deterministic=True)[1] for model in models]
+    np.testing.assert_allclose(*plans, atol=tolerance)
+    for model in models:
+        model.policy.set_training_mode(True)
+    samples = models[0].replay_buffer.sample(8)
+    for index in (1, 1, 1):
+        reports = [model.learner.update(samples, index) for model in models]
+    for name, value in reports[0].items():
+        th.testing.assert_close(value, reports[1][name], rtol=0.2, atol=0.05, msg=name)
+
+
 def test_no_garbage_is_collected_in_the_middle_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """An old graph among it would end the capture."""
     seen: list[bool] = []
@@ -176,11 +227,12 @@ def test_no_garbage_is_collected_in_the_middle_of_a_capture(monkeypatch: pytest.
             seen.append(gc.isenabled())
 
     monkeypatch.setattr(th.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(th.cuda, "graph", lambda graph: contextlib.nullcontext())
-    entry = CAPTURE(lambda x: seen.append(gc.isenabled()) or x + 1, (th.ones(2),), th.Generator())
+    monkeypatch.setattr(th.cuda, "graph", lambda graph, pool, stream: contextlib.nullcontext())
+    monkeypatch.setattr(th.cuda, "graph_pool_handle", lambda: (0, 1))
+    entry = CAPTURE(CudaGraphs(), lambda x: seen.append(gc.isenabled()) or x + 1, (th.ones(2),), th.Generator())
     assert seen == [True, False] and gc.isenabled() and entry.result.tolist() == [2, 2]
     with pytest.raises(ZeroDivisionError):
-        CAPTURE(lambda x: 1 // 0, (th.ones(2),), th.Generator())
+        CAPTURE(CudaGraphs(), lambda x: 1 // 0, (th.ones(2),), th.Generator())
     assert gc.isenabled()
 
 

@@ -8,10 +8,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_mbdpo import MBDPO, SequenceSamples
+from sb3_mbdpo import MBDPO, SequenceSamples, ShardedDataset, convert_minari
 from sb3_mbdpo.distributed_learning import check_can_share
 from sb3_mbdpo.rehearsal import mixed
 from tests.fakes import UNEVEN, VECTOR, Leaning, ToyEnv, flat_parameters
@@ -130,18 +131,34 @@ def test_shares_leave_some_of_both(share: float, expected: int, monkeypatch: pyt
 
 def test_training_that_goes_on_is_the_training_that_was_not_interrupted(tmp_path: Path) -> None:
     record("test/data-v0", None, VECTOR, UNEVEN)
-    whole = make().rehearse("test/data-v0").learn(30)
-    model = make().rehearse("test/data-v0").learn(20)
+    whole = make().rehearse("test/data-v0", share=0.25).learn(30)
+    model = make().rehearse("test/data-v0", share=0.25).learn(20)
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
     env = copy.deepcopy(model.get_env())
     loaded = MBDPO.load(tmp_path / "model", env=env, device="cpu", force_reset=False)
     loaded.load_replay_buffer(tmp_path / "buffer")
-    with pytest.raises(ValueError, match=r"was learning beside recorded data.*call model.rehearse\(dataset\) again"):
+    with pytest.raises(ValueError, match=r"recorded data \(0.25 of each batch\).*call model.rehearse\(dataset\) again"):
         loaded.learn(10, reset_num_timesteps=False)
     loaded.rehearse("test/data-v0").learn(10, reset_num_timesteps=False)
     assert th.equal(flat_parameters(loaded.policy), flat_parameters(whole.policy))
     MBDPO.load(tmp_path / "model", env=env, device="cpu").rehearse(None).learn(5)
+
+
+def test_observations_may_be_called_like_those_of_several_tasks() -> None:
+    space = spaces.Dict({"observation": VECTOR, "task": spaces.Box(0.0, 1.0, (2,))})
+    record("test/dict-v0", None, space, UNEVEN)
+    model = MBDPO("MultiInputPolicy", ToyEnv(space, UNEVEN), learning_starts=10, **SMALL).rehearse("test/dict-v0")
+    assert model.learn(15)._n_updates == 5
+
+
+def test_the_callers_data_stays_as_it_is() -> None:
+    record("test/data-v0", None, VECTOR, UNEVEN)
+    data = ShardedDataset(convert_minari("test/data-v0"), horizon=7, seed=3)
+    first, second = make().rehearse(data), make(horizon=2).rehearse(data)
+    first.learn(12)
+    second.learn(12)
+    assert data.horizon == 7 and data.rng.integers(1000) == np.random.default_rng(3).integers(1000)
 
 
 def test_what_is_refused(pretrained: MBDPO) -> None:
@@ -152,6 +169,9 @@ def test_what_is_refused(pretrained: MBDPO) -> None:
         pretrained.rehearse({"other": "test/up-v0"})
     with pytest.raises(ValueError, match="does-not-exist"):
         pretrained.rehearse({"up": "test/does-not-exist-v0"})
+    pretrained.batch_size = 1
+    with pytest.raises(ValueError, match="pass batch_size=2 or more"):
+        pretrained.rehearse(DATA)
     assert pretrained._rehearsal is None and pretrained._rehearsal_share == 0
     record("test/data-v0", None, VECTOR, UNEVEN)
     with pytest.raises(ValueError, match=r"rehearse\(\) is for learning in one process"):

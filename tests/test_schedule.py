@@ -36,8 +36,8 @@ def test_denoising_is_the_step_along_the_score(tau: int) -> None:
     alpha, alpha_bar = schedule.alphas[tau], schedule.alpha_bars[tau]
     score = (math.sqrt(alpha_bar) * plan - x) / (1 - alpha_bar)
     expected = (x + (1 - alpha_bar) * score) / math.sqrt(alpha)
-    th.testing.assert_close(schedule.denoise(x, plan, tau), expected, rtol=1e-5, atol=1e-6)
-    th.testing.assert_close(schedule.denoise(x, plan, tau), math.sqrt(schedule.alpha_bars[tau - 1]) * plan)
+    th.testing.assert_close(schedule.denoise(plan, tau), expected, rtol=1e-5, atol=1e-6)
+    th.testing.assert_close(schedule.denoise(plan, tau), math.sqrt(schedule.alpha_bars[tau - 1]) * plan)
 
 
 def test_equal_arguments_make_equal_schedules() -> None:

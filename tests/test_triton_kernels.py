@@ -34,18 +34,3 @@ def test_one_kernel_computes_what_the_modules_do(width: int, more: int, dtype: t
     assert found.dtype == dtype
     tolerance = 1e-5 if dtype == th.float32 else 5e-3
     th.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
-
-
-@needs_triton
-@th.no_grad()
-def test_plans_are_the_same_with_and_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sb3_mbdpo import MBDPO, evaluator
-    from tests.fakes import ToyEnv
-
-    plans = []
-    for fused in (True, False):
-        if not fused:
-            monkeypatch.setattr(evaluator, "fuses_simplicial_norm", lambda layer, x: False)
-        model = MBDPO("MlpPolicy", ToyEnv(), preset="debug", seed=0, device="cuda")
-        plans.append(model.predict(model.observation_space.sample(), deterministic=True)[1])
-    th.testing.assert_close(*plans, rtol=1e-4, atol=1e-4)
