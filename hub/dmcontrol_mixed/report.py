@@ -9,8 +9,6 @@ from matplotlib.figure import Figure
 from study import ENERGY_COEFS, HELD_OUT, TASKS, stages
 
 PRETRAINING, FINETUNING, RESULTS = "pretraining.png", "finetuning.png", "results.md"
-# To learn a held-out task
-WAYS = {"finetune": "fine-tuned", "rehearse": "fine-tuned beside the data", "scratch": "from scratch"}
 
 
 def write_report(out: Path) -> None:
@@ -33,8 +31,8 @@ def write_report(out: Path) -> None:
         parts.append(_pretraining_table(ordered))
         _draw_pretraining(ordered).savefig(out / PRETRAINING, dpi=130)
     if "finetune" in by_kind and "scratch" in by_kind:
-        parts.append(_finetuning_table(by_kind))
-        _draw_finetuning(by_kind).savefig(out / FINETUNING, dpi=130)
+        parts.append(_finetuning_table(by_kind["finetune"], by_kind["scratch"]))
+        _draw_finetuning(by_kind["finetune"], by_kind["scratch"]).savefig(out / FINETUNING, dpi=130)
     if "single" in by_kind:
         parts.append(_single_table(by_kind["single"], by_kind.get("clone", [])))
     (out / RESULTS).write_text("\n\n".join(parts) + "\n")
@@ -72,11 +70,10 @@ def _curves(results: list[dict[str, Any]], task: str) -> tuple[np.ndarray, np.nd
     return steps, returns
 
 
-def _finetuning_table(by_kind: dict[str, list[dict[str, Any]]]) -> str:
+def _finetuning_table(tuned: list[dict[str, Any]], scratch: list[dict[str, Any]]) -> str:
     rows = []
     for task in HELD_OUT:
-        for kind, label in WAYS.items():
-            results = by_kind.get(kind, [])
+        for label, results in (("fine-tuned", tuned), ("from scratch", scratch)):
             if not any(result["task"] == task for result in results):
                 continue
             steps, returns = _curves(results, task)
@@ -129,12 +126,11 @@ def _draw_pretraining(results: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _draw_finetuning(by_kind: dict[str, list[dict[str, Any]]]) -> Figure:
+def _draw_finetuning(tuned: list[dict[str, Any]], scratch: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(5.5 * len(HELD_OUT), 4), layout="constrained")
     panels = figure.subplots(1, len(HELD_OUT), squeeze=False)[0]
     for panel, task in zip(panels, HELD_OUT, strict=True):
-        for i, (kind, label) in enumerate(WAYS.items()):
-            results = by_kind.get(kind, [])
+        for i, (label, results) in enumerate((("fine-tuned", tuned), ("from scratch", scratch))):
             if not any(result["task"] == task for result in results):
                 continue
             steps, returns = _curves(results, task)

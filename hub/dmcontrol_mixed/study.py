@@ -4,9 +4,8 @@ Multi-task pretraining on dm_control, from data to fine-tuned agents, in one com
     python hub/dmcontrol_mixed/study.py --out logs/dmcontrol-mixed --jobs 2
 
 Agents learn online on six tasks; their replay becomes Minari data sets; one model of each size learns all six from
-that data alone; the largest one is fine-tuned on two tasks that it has never seen, on these alone and beside the data,
-next to models of its size that start from scratch. On one task, learning from its data is compared with behaviour
-cloning, with three weights of the energy.
+that data alone; the largest one is fine-tuned on two tasks that it has never seen, beside models of its size that start
+from scratch. On one task, learning from its data is compared with behaviour cloning, with three weights of the energy.
 
 Every unit of work is a process of its own that ends by writing ``<out>/<unit>.json``. The same command again takes up
 where the study stopped; ``--report-only`` draws tables and pictures from what is there.
@@ -50,7 +49,7 @@ def stages() -> list[list[str]]:
     """
     rest = [size for size in SIZES if size != FINETUNED_SIZE]
     scratch = [f"scratch {task} {seed}" for seed in SEEDS for task in HELD_OUT]
-    finetune = [f"{how} {task} {seed}" for how in ("finetune", "rehearse") for seed in SEEDS for task in HELD_OUT]
+    finetune = [f"finetune {task} {seed}" for seed in SEEDS for task in HELD_OUT]
     single = [f"single {task} {seed}" for seed in SEEDS for task in SINGLE_TASKS]
     clone = [f"clone {task} {seed}" for seed in SEEDS for task in SINGLE_TASKS]
     return [

@@ -73,18 +73,9 @@ def pretrain(out: Path, size: str) -> dict[str, Any]:
 def finetune(out: Path, task: str, seed: str) -> dict[str, Any]:
     """Add a held-out task to the pretrained model and go on learning, on that task alone."""
     # Batches as from scratch
-    return _fine_tuned(out, task, int(seed), f"finetune-{task}-{seed}", int(ONLINE["batch_size"]))
-
-
-def rehearse(out: Path, task: str, seed: str) -> dict[str, Any]:
-    """The same beside the data of the six tasks: half of each batch, with as many windows of the new task as before."""
-    return _fine_tuned(out, task, int(seed), f"rehearse-{task}-{seed}", 2 * int(ONLINE["batch_size"]), beside=True)
-
-
-def _fine_tuned(out: Path, task: str, seed: int, name: str, batch_size: int, beside: bool = False) -> dict[str, Any]:
-    arguments = {"learning_rate": FINETUNE_RATE, "batch_size": batch_size, "seed": seed}
+    arguments = {"learning_rate": FINETUNE_RATE, "batch_size": ONLINE["batch_size"], "seed": int(seed)}
     model = MBDPO.load(out / f"pretrain-{FINETUNED_SIZE}.zip", device="cpu", **arguments)
-    model.set_random_seed(seed)
+    model.set_random_seed(int(seed))
     added = model.add_task(
         f"mbdpo/{task}-v0",
         name=task,
@@ -92,12 +83,10 @@ def _fine_tuned(out: Path, task: str, seed: int, name: str, batch_size: int, bes
         episode_length=500,
         learning_starts=FINETUNE_LEARNING_STARTS,
     )
-    if beside:
-        model.rehearse({known: dataset_id(known) for known in TASKS}, shards_dir=out / "shards")
-    curve = out / f"{name}.csv"
+    curve = out / f"finetune-{task}-{seed}.csv"
     env = eval_env(task, CURVE_EPISODES, model.tasks)
     model.learn(FINETUNE_STEPS, callback=LearningCurve(curve, env, CURVE_EVERY, at_start=True))
-    return {"task": task, "like": added.source, "seed": seed, "curve": _curve(curve)}
+    return {"task": task, "like": added.source, "seed": int(seed), "curve": _curve(curve)}
 
 
 def scratch(out: Path, task: str, seed: str) -> dict[str, Any]:
