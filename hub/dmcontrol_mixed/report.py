@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from study import ENERGY_COEFS, HELD_OUT, TASKS, stages
 
 PRETRAINING, FINETUNING, RESULTS = "pretraining.png", "finetuning.png", "results.md"
+LABEL_HEIGHT = 0.035
 
 
 def write_report(out: Path) -> None:
@@ -112,15 +113,19 @@ def _draw_pretraining(results: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     panel = figure.subplots()
     parameters = [result["parameters"] / 1e6 for result in results]
-    for task in TASKS:
+    height = 0.0
+    for task in sorted(TASKS, key=lambda task: results[-1]["tasks"][task]["normalized"]):
         scores = [result["tasks"][task]["normalized"] for result in results]
         panel.plot(parameters, scores, color="0.7", linewidth=1, marker=".")
-        panel.annotate(task, (parameters[-1], scores[-1]), fontsize=7, color="0.4")
+        # Names of tasks with like scores above one another
+        height = max(height + LABEL_HEIGHT, scores[-1])
+        panel.annotate(task, (parameters[-1] * 1.03, height), fontsize=7, color="0.4", verticalalignment="center")
     panel.plot(
         parameters, [r["mean_normalized"] for r in results], linewidth=2.5, marker="o", label="mean of six tasks"
     )
     panel.set(xscale="log", xlabel="parameters, millions", ylabel="normalised score", title="Offline, six tasks")
     panel.set_ylim(0, 1)
+    panel.set_xlim(right=parameters[-1] * 1.5)
     panel.grid(alpha=0.3)
     panel.legend(frameon=False)
     return figure
