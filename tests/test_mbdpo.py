@@ -597,7 +597,7 @@ def test_speed_arguments_reach_their_place_and_are_saved(tmp_path: Path) -> None
 def test_a_decision_that_continues_a_plan_takes_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     model, evaluated = make(warm_denoising_steps=1), []
     evaluate = Evaluator.__call__
-    monkeypatch.setattr("sb3_mbdpo.policies.Evaluator.__call__", lambda *args: evaluated.append(1) or evaluate(*args))
+    monkeypatch.setattr("sb3_mbdpo.evaluator.Evaluator.__call__", lambda *args: evaluated.append(1) or evaluate(*args))
     _, plans = model.predict(OBSERVATION, deterministic=True)
     steps = model.denoising_steps - 1
     assert len(evaluated) == steps > 1

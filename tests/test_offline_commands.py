@@ -177,7 +177,7 @@ def test_fine_tuning_beside_the_data_of_pretraining(tmp_path: Path, monkeypatch:
     assert finetune([*arguments[:1], str(tmp_path / "tuned"), *arguments[2:]]) == 0
     assert set(shares) == {0.0}
     assert finetune([*arguments, *data[:-1], "2"]) == 1
-    assert finetune([*arguments, *data[-2:]]) == 1
+    assert finetune([*arguments, *data[-2:]]) == 2
 
 
 # --- stopping and going on ------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def test_a_converted_case_acts_as_before(case: str, start: str, tmp_path: Path) 
     prior = th.zeros(config.horizon, config.n_prior_trajectories, world.action_dim)
     if "search_noise" in data:
         noise = SearchNoise(data["search_noise"][:, config.n_prior_trajectories :], prior, th.tensor([0, 1]))
-        model.policy._noise = lambda *_: noise  # type: ignore[method-assign]
+        model.policy._shared_noise = lambda: noise  # type: ignore[method-assign]
     obs: Any = data["obs"][0][:1]
     if case == "multitask":
         obs = {"observation": obs, "task": data["task"][:1]}
