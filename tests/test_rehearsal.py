@@ -4,7 +4,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -17,7 +16,7 @@ from sb3_mbdpo.distributed_learning import check_can_share
 from sb3_mbdpo.rehearsal import mixed
 from tests.fakes import UNEVEN, VECTOR, Leaning, ToyEnv, flat_parameters
 from tests.recordings import record
-from tests.test_offline_tasks import UP, WIDE, record_task
+from tests.test_offline_tasks import UP, WIDE, record_task, registered  # noqa: F401 (a fixture for all tests)
 
 pytestmark = pytest.mark.usefixtures("minari_cache")
 SMALL: dict[str, Any] = {"preset": "debug", "seed": 0, "device": "cpu", "batch_size": 16, "warmup_updates": 0}
@@ -25,13 +24,8 @@ DATA = {"up": "test/up-v0", "wide": "test/wide-v0"}
 
 
 @pytest.fixture
-def pretrained(monkeypatch: pytest.MonkeyPatch) -> MBDPO:
+def pretrained() -> MBDPO:
     """A model of two tasks, trained from data that is at hand."""
-    registry = dict(gym.registry)
-    monkeypatch.setattr(gym.envs.registration, "registry", registry)
-    monkeypatch.setattr(gym, "registry", registry)
-    gym.register(UP, "tests.fakes:Leaning", max_episode_steps=50)
-    gym.register(WIDE, "tests.fakes:Leaning", kwargs={"width": 4, "n_actions": 2, "length": 7})
     record_task("test/up-v0", UP)
     record_task("test/wide-v0", WIDE, 4)
     return MBDPO.from_minari(DATA, normalize_observations=True, **SMALL).learn_offline(DATA, 5)
