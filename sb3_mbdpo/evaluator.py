@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # Candidates times width up to which a CPU too is faster with stacked heads: below it, calls cost more than numbers
 STACKED_ON_CPU = 8192
-# Rows up to which outputs of heads that nothing waits for are multiplied once for all steps of the horizon: beyond, the
-# copy costs more than the calls
+# Rows up to which outputs of heads that nothing waits for are multiplied once for all steps of the horizon: it saves
+# calls, and copies what the outputs read
 FEW_ROWS = 2048
 
 

@@ -90,7 +90,7 @@ def compiled(function: Callable[..., Any], static: bool = False) -> Callable[...
 
     :param function: Function of tensors
     :param static: Compile each shape for itself, up to ``STATIC_VARIANTS`` of them; otherwise further numbers of rows
-        are compiled together, for any number. On a GPU what knows its shapes is faster
+        are compiled together, for any number
     :return: The compiled function
     """
     if not static:

@@ -1,6 +1,5 @@
 """The README's examples, as they stand there but with small numbers."""
 
-import ast
 import os
 import re
 import shlex
@@ -75,7 +74,7 @@ def test_from_nothing_to_a_trained_agent_to_the_hub(tmp_path: Path) -> None:
 def test_from_the_hub_to_a_new_task() -> None:
     pytest.importorskip("dm_control")
     code = example("From the Hub to a task", "python")
-    assert len(ast.parse(code).body) <= 4
+    assert len(code.strip().splitlines()) <= 5
     printed = run(ROOT, "-c", shortened(code, ("10_000", "20"), ("names=", "n_eval_episodes=1, names=")))
     assert "walker-run" in printed
 
