@@ -12,6 +12,7 @@ from sb3_mbdpo.shards import ShardedDataset
 from sb3_mbdpo.suites import task_set, task_set_names
 from sb3_mbdpo.task_replay import MultiTaskReplayBuffer
 from sb3_mbdpo.tasks import Task, TaskSet
+from sb3_mbdpo.weight_averaging import WeightAveraging
 from sb3_mbdpo.world_model import WorldModel
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "ShardedDataset",
     "Task",
     "TaskSet",
+    "WeightAveraging",
     "WorldModel",
     "convert_chunks",
     "convert_minari",

@@ -18,10 +18,9 @@ from sb3_mbdpo.losses import (
     Metrics,
     UpdateNoise,
     draw_update_noise,
-    prior_values,
     update_energy_statistics,
-    update_prior_scale,
 )
+from sb3_mbdpo.prior_loss import prior_values, update_prior_scale
 from sb3_mbdpo.updates import Learner
 
 # Of a part, once the world model has its gradient: batch, random numbers, detached latents [H + 1, B, L]

@@ -41,7 +41,7 @@ COMMANDS = {
     "video": Command("sb3_mbdpo.zoo_commands:video", "film a trained agent (rl_zoo3 record_video)"),
     "report": Command("sb3_mbdpo.zoo_commands:report", "compare a trained agent with a random policy, with a GIF"),
     "pretrain": Command("sb3_mbdpo.offline_commands:pretrain", "learn from recorded data", "minari"),
-    "finetune": Command("sb3_mbdpo.offline_commands:finetune", "adapt a pretrained model to a task", "minari"),
+    "finetune": Command("sb3_mbdpo.finetune_command:finetune", "adapt a pretrained model to a task", "minari"),
     "push": Command("sb3_mbdpo.hub_commands:push", "put a trained agent on the Hugging Face Hub"),
     "pull": Command("sb3_mbdpo.hub_commands:pull", "fetch one from there"),
     "convert": Command("sb3_mbdpo.hub_commands:convert", "turn the authors' checkpoints into this package's"),

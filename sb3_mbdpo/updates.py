@@ -20,11 +20,11 @@ from sb3_mbdpo.losses import (
     UpdateNoise,
     cross_td_error,
     draw_update_noise,
-    prior_loss,
     td_target,
     world_model_loss,
 )
 from sb3_mbdpo.policies import MBDPOPolicy
+from sb3_mbdpo.prior_loss import prior_loss
 from sb3_mbdpo.score import score_plan
 from sb3_mbdpo.search import SearchNoise, draw_noise, with_samples
 from sb3_mbdpo.world_model import WorldModel
@@ -45,7 +45,7 @@ class Learner:
     :param tau: Polyak step of target critics and value range
     :param bootstrap: Policy that the critics' targets follow, "prior" or "score"
     :param target_horizon: Imagined steps in the critics' targets, see :func:`~sb3_mbdpo.losses.td_target`
-    :param prior_horizon: Imagined steps in the prior's objective, see :func:`~sb3_mbdpo.losses.prior_loss`
+    :param prior_horizon: Imagined steps in the prior's objective, see :func:`~sb3_mbdpo.prior_loss.prior_loss`
     :param policy_delay: Updates of the world model per update of the prior
     :param energy_interval: Updates of the rest of the world model per update of the energy
     :param score_coef: Weight of the score network's loss

@@ -22,11 +22,11 @@ from sb3_mbdpo.losses import (
     LatentBatch,
     LossCoefficients,
     UpdateNoise,
-    prior_loss,
     td_target,
     world_model_loss,
 )
 from sb3_mbdpo.presets import discount_for
+from sb3_mbdpo.prior_loss import prior_loss
 from sb3_mbdpo.released_checkpoints import load_released_checkpoint
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.score import score_plan

@@ -13,12 +13,11 @@ from sb3_mbdpo.losses import (
     cross_td_error,
     draw_update_noise,
     energy_loss,
-    imagined_return,
-    prior_loss,
     td_target,
     update_energy_statistics,
     world_model_loss,
 )
+from sb3_mbdpo.prior_loss import imagined_return, prior_loss
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
 from tests.fakes import make_batch, make_model
 

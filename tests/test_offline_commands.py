@@ -11,8 +11,10 @@ import pytest
 import torch as th
 
 from sb3_mbdpo import MBDPO, convert_minari
+from sb3_mbdpo.finetune_command import finetune
+from sb3_mbdpo.learning_commands import StopWhenAsked
 from sb3_mbdpo.offline import OfflineAlgorithm
-from sb3_mbdpo.offline_commands import StopWhenAsked, finetune, main, pretrain
+from sb3_mbdpo.offline_commands import main, pretrain
 from tests.fakes import flat_parameters
 from tests.recordings import record, recorded
 from tests.test_offline import PENDULUM, TORQUE

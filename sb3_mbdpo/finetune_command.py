@@ -1,0 +1,160 @@
+"""Going on with a saved model in an environment, from a shell: ``mbdpo finetune``."""
+
+import argparse
+from collections.abc import Sequence
+
+import gymnasium as gym
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_mbdpo.adaptation import PARTS
+from sb3_mbdpo.learning_commands import (
+    ArgumentsError,
+    StopWhenAsked,
+    add_shared_arguments,
+    learn_and_save,
+    model_arguments,
+    model_file,
+    offline_data,
+    run_command,
+)
+from sb3_mbdpo.mbdpo import MBDPO
+from sb3_mbdpo.multitask_env import make_env, make_multitask_env
+from sb3_mbdpo.tasks import NEAREST, Task, TaskSet
+
+# Seeds of the evaluation episodes, away from the small numbers people train with
+EVALUATION_SEED = 10_000
+FRESH = "fresh"
+Scores = dict[str, float]
+
+
+def _finetune_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mbdpo finetune",
+        description="Go on learning in an environment: as a new task of a multi-task model, as one that it knows, or "
+        "as the task of a single-task model. Prints the scores of all tasks with an environment before and after.",
+    )
+    parser.add_argument("--model", required=True, metavar="PATH", help="saved model")
+    parser.add_argument("--env", metavar="ID", help="Gymnasium id of the environment")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--task", metavar="NAME", help="task that the model knows; --env may then be left out")
+    which.add_argument(
+        "--like",
+        metavar="NAME",
+        help=f'known task that the new one starts from; "{NEAREST}", the default: the one whose dynamics and rewards '
+        f'are most alike; "{FRESH}": none',
+    )
+    parser.add_argument("--name", help="name of the new task; default: the environment's id")
+    parser.add_argument("--trainable", nargs="+", choices=list(PARTS), help="parts that go on learning; default: all")
+    parser.add_argument(
+        "--rehearse",
+        nargs="+",
+        metavar="DATA",
+        help="data that is part of each batch, as for `mbdpo pretrain`: what the model was pretrained on, for example",
+    )
+    parser.add_argument("--rehearse-share", type=float, metavar="SHARE", help="part of each batch (default: a half)")
+    parser.add_argument("--shards-dir", help="where converted data goes; default: beside Minari's, or the chunks")
+    add_shared_arguments(parser, steps=40_000, steps_are="environment steps")
+    return parser
+
+
+def finetune(argv: Sequence[str] | None = None) -> int:
+    """
+    Go on learning in an environment.
+
+    :param argv: Arguments; those of the process by default
+    :return: Exit code
+    """
+    return run_command(_finetune_parser(), argv, _finetune)
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    path, source = model_file(args.save), model_file(args.model)
+    if not source.is_file():
+        raise ArgumentsError(f"{source} does not exist: pass the file of a saved model as --model.")
+    given = {"buffer_size": max(args.steps, 1_000)} | model_arguments(args)
+    model = MBDPO.load(source, device=args.device, verbose=args.verbose, **given)
+    if args.rehearse is None and args.rehearse_share is not None:
+        raise ArgumentsError("--rehearse-share is for --rehearse: pass the data there.")
+    if args.rehearse is None and model._rehearsal_share > 0:
+        print("The model was learning beside recorded data; without --rehearse it goes on without.")
+    data = None if args.rehearse is None else offline_data(args.rehearse, args.shards_dir)
+    model.rehearse(data, args.rehearse_share, args.shards_dir)
+    before, fresh_start = _prepare(model, args)
+    stop = StopWhenAsked(str(path))
+
+    def learn() -> None:
+        model.learn(args.steps, stop, reset_num_timesteps=fresh_start, progress_bar=args.progress)
+
+    code = learn_and_save(model, learn, stop, path)
+    if code == 0:
+        print(compare(before, _scores(model, args)))
+    return code
+
+
+def _prepare(model: MBDPO, args: argparse.Namespace) -> tuple[Scores, bool]:
+    """Give the model its environment; returns scores, and whether steps are counted from zero."""
+    tasks = model.tasks
+    if args.task is None and args.env is None:
+        raise ArgumentsError("Pass the environment, --env ID.")
+    if tasks is None:
+        given = [name for name in ("task", "like", "name", "trainable") if getattr(args, name) is not None]
+        if given:
+            raise ArgumentsError(f"{args.model} is a model of a single task: leave out --{' and --'.join(given)}.")
+        model.set_env(Monitor(gym.make(args.env)))
+        return _scores(model, args), False
+    if args.task is None:
+        like = args.like or NEAREST
+        if like not in (NEAREST, FRESH):
+            _known(tasks, like)
+        added = model.add_task(args.env, args.name, None if like == FRESH else like, trainable=args.trainable)
+        print(f"Task {added.task.name!r} starts from {added.source or 'a fresh embedding'}")
+        return _scores(model, args), True
+    known = _known(tasks, args.task)
+    if args.env is None and known.env_id is None:
+        raise ArgumentsError(f"Task {args.task!r} names no environment: pass it, --env ID.")
+    model.set_env(make_multitask_env(tasks, {args.task: args.env} if args.env else None, [args.task]))
+    model.set_trainable(args.trainable)
+    return _scores(model, args), False
+
+
+def _known(tasks: TaskSet, name: str) -> Task:
+    try:
+        return tasks[name]
+    except ValueError as error:
+        raise ArgumentsError(str(error)) from error
+
+
+def _scores(model: MBDPO, args: argparse.Namespace) -> Scores:
+    """Mean return of each task that has an environment."""
+    tasks = model.tasks
+    if tasks is None:
+        env = model._wrap_env(Monitor(gym.make(args.env)))
+        env.seed(EVALUATION_SEED)
+        mean, _ = evaluate_policy(model, env, args.eval_episodes, warn=False)
+        env.close()
+        return {args.env: float(mean)}  # type: ignore[arg-type]
+    names = [task.name for task in tasks if task.env_id is not None or task.name == args.task]
+    envs = {args.task: make_env(args.env, tasks[args.task].action_repeat)} if args.task and args.env else None
+    scores = model.evaluate_tasks(args.eval_episodes, envs, names, seed=EVALUATION_SEED)
+    return {score.name: score.mean for score in scores}
+
+
+def compare(before: Scores, after: Scores) -> str:
+    """
+    Scores side by side.
+
+    :param before: Mean returns by task
+    :param after: Mean returns by task, of the same ones
+    :return: A table
+
+    >>> print(compare({"run": 10.0, "hop": 4.0}, {"run": 12.5, "hop": 1.0}))
+    task    before     after    change
+    run       10.0      12.5      +2.5
+    hop        4.0       1.0      -3.0
+    """
+    width = max(len("task"), *(len(name) for name in after))
+    lines = [f"{'task':<{width}} {'before':>9} {'after':>9} {'change':>9}"]
+    for name, score in after.items():
+        lines.append(f"{name:<{width}} {before[name]:>9.1f} {score:>9.1f} {score - before[name]:>+9.1f}")
+    return "\n".join(lines)
