@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 import gymnasium as gym
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
@@ -21,6 +22,7 @@ from sb3_mbdpo.learning_commands import (
 from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.multitask_env import make_env, make_multitask_env
 from sb3_mbdpo.tasks import NEAREST, Task, TaskSet
+from sb3_mbdpo.weight_averaging import WeightAveraging
 
 # Seeds of the evaluation episodes, away from the small numbers people train with
 EVALUATION_SEED = 10_000
@@ -54,8 +56,21 @@ def _finetune_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rehearse-share", type=float, metavar="SHARE", help="part of each batch (default: a half)")
     parser.add_argument("--shards-dir", help="where converted data goes; default: beside Minari's, or the chunks")
+    parser.add_argument(
+        "--average-weights",
+        type=_averaging,
+        metavar="DECAY",
+        help="act with a moving average of the weights, and save it: 0.998 averages over the last 500 updates",
+    )
     add_shared_arguments(parser, steps=40_000, steps_are="environment steps")
     return parser
+
+
+def _averaging(text: str) -> WeightAveraging:
+    try:
+        return WeightAveraging(float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def finetune(argv: Sequence[str] | None = None) -> int:
@@ -82,9 +97,10 @@ def _finetune(args: argparse.Namespace) -> int:
     model.rehearse(data, args.rehearse_share, args.shards_dir)
     before, fresh_start = _prepare(model, args)
     stop = StopWhenAsked(str(path))
+    callbacks: list[BaseCallback] = [stop] if args.average_weights is None else [stop, args.average_weights]
 
     def learn() -> None:
-        model.learn(args.steps, stop, reset_num_timesteps=fresh_start, progress_bar=args.progress)
+        model.learn(args.steps, callbacks, reset_num_timesteps=fresh_start, progress_bar=args.progress)
 
     code = learn_and_save(model, learn, stop, path)
     if code == 0:

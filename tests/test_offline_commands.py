@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch as th
+from torch.nn.utils import parameters_to_vector
 
 from sb3_mbdpo import MBDPO, convert_minari
 from sb3_mbdpo.finetune_command import finetune
@@ -40,6 +41,10 @@ def settings(*lines: str) -> list[str]:
 def trained(path: Path, steps: int = 4, data: list[str] | None = None) -> Path:
     assert pretrain([*(data or NAMED), "--steps", str(steps), "--save", str(path), *settings()]) == 0
     return path.with_suffix(".zip")
+
+
+def parameters_of(path: Path) -> th.Tensor:
+    return parameters_to_vector(MBDPO.load(path, device="cpu").policy.parameters()).detach()
 
 
 # --- as a process of its own ----------------------------------------------------------------------------------------
@@ -182,6 +187,18 @@ def test_fine_tuning_beside_the_data_of_pretraining(tmp_path: Path, monkeypatch:
     assert finetune([*arguments, *data[-2:]]) == 2
 
 
+def test_fine_tuning_can_end_with_an_average(tmp_path: Path) -> None:
+    several = trained(tmp_path / "several")
+    start = parameters_of(several)
+    arguments = ["--model", str(several), "--task", "fast", "--steps", "6", "--save", str(tmp_path / "tuned")]
+    arguments += ["--eval-episodes", "1", "--device", "cpu", "--verbose", "0", "--set", "learning_starts=2"]
+    moved = []
+    for more in ([], ["--average-weights", "0.9999"]):
+        assert finetune([*arguments, *more]) == 0
+        moved.append(float((parameters_of(tmp_path / "tuned.zip") - start).abs().max()))
+    assert 0 < 100 * moved[1] < moved[0]
+
+
 # --- stopping and going on ------------------------------------------------------------------------------------------
 
 
@@ -292,6 +309,7 @@ def test_what_fine_tuning_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--model", several, "--env", "Nothing-v0"], 1, "Nothing"),
         (["--model", several, "--env", "LunarLander-v3"], 1, "mbdpo finetune: error"),
         (["--model", one, "--env", "Pendulum-v1", "--like", "fast"], 2, "leave out --like"),
+        (["--model", one, "--env", "Pendulum-v1", "--average-weights", "1"], 2, "between 0 and 1"),
     ):
         assert finetune([*map(str, arguments), "--save", str(tmp_path / "x"), "--device", "cpu"]) == code
         assert words in capsys.readouterr().err
