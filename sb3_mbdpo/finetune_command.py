@@ -100,7 +100,12 @@ def _finetune(args: argparse.Namespace) -> int:
     callbacks: list[BaseCallback] = [stop] if args.average_weights is None else [stop, args.average_weights]
 
     def learn() -> None:
-        model.learn(args.steps, callbacks, reset_num_timesteps=fresh_start, progress_bar=args.progress)
+        try:
+            model.learn(args.steps, callbacks, reset_num_timesteps=fresh_start, progress_bar=args.progress)
+        finally:
+            # Ctrl-C may have come where the average is not in place
+            if args.average_weights is not None:
+                args.average_weights.on_training_end()
 
     code = learn_and_save(model, learn, stop, path)
     if code == 0:
@@ -117,13 +122,20 @@ def _prepare(model: MBDPO, args: argparse.Namespace) -> tuple[Scores, bool]:
         given = [name for name in ("task", "like", "name", "trainable") if getattr(args, name) is not None]
         if given:
             raise ArgumentsError(f"{args.model} is a model of a single task: leave out --{' and --'.join(given)}.")
-        model.set_env(Monitor(gym.make(args.env)))
-        return _scores(model, args), False
+        env = gym.make(args.env)
+        model.set_env(Monitor(env))
+        return _scores(model, args), _begin_anew(model, args, env.spec.max_episode_steps if env.spec else None)
     if args.task is None:
         like = args.like or NEAREST
         if like not in (NEAREST, FRESH):
             _known(tasks, like)
-        added = model.add_task(args.env, args.name, None if like == FRESH else like, trainable=args.trainable)
+        added = model.add_task(
+            args.env,
+            args.name,
+            None if like == FRESH else like,
+            trainable=args.trainable,
+            learning_starts=dict(args.set).get("learning_starts"),
+        )
         print(f"Task {added.task.name!r} starts from {added.source or 'a fresh embedding'}")
         return _scores(model, args), True
     known = _known(tasks, args.task)
@@ -131,7 +143,17 @@ def _prepare(model: MBDPO, args: argparse.Namespace) -> tuple[Scores, bool]:
         raise ArgumentsError(f"Task {args.task!r} names no environment: pass it, --env ID.")
     model.set_env(make_multitask_env(tasks, {args.task: args.env} if args.env else None, [args.task]))
     model.set_trainable(args.trainable)
-    return _scores(model, args), False
+    return _scores(model, args), _begin_anew(model, args, known.episode_length)
+
+
+def _begin_anew(model: MBDPO, args: argparse.Namespace, episode_length: int | None) -> bool:
+    """Whether steps are counted from zero: so far they were gradient steps, of which no update waits for data."""
+    if not model._counts_offline_steps:
+        return False
+    given = dict(args.set).get("learning_starts")
+    model._begin_finetuning(episode_length)
+    model.learning_starts = model.learning_starts if given is None else given
+    return True
 
 
 def _known(tasks: TaskSet, name: str) -> Task:

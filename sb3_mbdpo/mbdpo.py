@@ -5,6 +5,7 @@ What was checked against the authors' released implementation: the world model, 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
@@ -288,6 +289,8 @@ class MBDPO(RehearsingAlgorithm, HubAlgorithm):
         self._plans: np.ndarray | None = None
         self._restarts: np.ndarray | None = None
         self._metrics = RunningMeans()
+        # Called after each update; see WeightAveraging
+        self._after_update: Callable[[], None] | None = None
         # What the random generators were like when the model was saved
         self._random_state: RandomState | None = None
 
@@ -369,6 +372,11 @@ class MBDPO(RehearsingAlgorithm, HubAlgorithm):
         }
 
     # --- collecting ---------------------------------------------------------------------------------------------
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        # What was interrupted may have left one
+        self._after_update = None
+        return super()._init_callback(callback, progress_bar)
 
     def _setup_learn(
         self,
@@ -472,6 +480,8 @@ class MBDPO(RehearsingAlgorithm, HubAlgorithm):
     def _update(self, samples: SequenceSamples) -> None:
         self._metrics.add(self.learner.update(samples, self._n_updates))
         self._n_updates += 1
+        if self._after_update is not None:
+            self._after_update()
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)

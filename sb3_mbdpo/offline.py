@@ -89,7 +89,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         gradient step (False stops) and ``on_training_end``; there are no rollouts, and their locals hold ``samples``
         instead of what an environment returned. ``learn()`` afterwards fine-tunes: it counts from zero and begins
         with ``learning_starts`` random steps, or goes on counting and acts for itself from the first step with
-        ``reset_num_timesteps=False``. ``warmup_updates`` are not done again.
+        ``reset_num_timesteps=False``, where updates wait for nothing. ``warmup_updates`` are not done again.
 
         A model with a seed draws each batch by the seed and the number of updates so far: training that was
         interrupted, loaded and continued with ``reset_num_timesteps=False`` is the training that was not.

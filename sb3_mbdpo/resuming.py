@@ -155,7 +155,8 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
             self.policy.graphs.clear()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "learner", "_plans", "_restarts", "_metrics", "_rehearsal"]
+        own = ["learner", "_plans", "_restarts", "_metrics", "_rehearsal", "_after_update"]
+        return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer", "policy.prior_optimizer"]

@@ -156,12 +156,17 @@ def test_fine_tuning_on_a_known_task_and_of_a_single_task(tmp_path: Path, capsys
     table = capsys.readouterr().out.splitlines()[-3:]
     assert [line.split()[0] for line in table] == ["task", "slow", "fast"]
     model = MBDPO.load(tmp_path / "tuned", device="cpu")
-    # The pretraining's steps count on, and it learns from the start
-    assert (model.num_timesteps, model._trainable) == (10, ["heads", "policies"])
+    # It acts for itself at once, and learns when there is an episode to learn from, or as many steps as are asked for
+    assert (model.num_timesteps, model._trainable, model._acts_from_start) == (6, ["heads", "policies"], True)
+    assert (model._n_updates, model.learning_starts) == (4, 200)
+    assert finetune([*known, "--set", "learning_starts=2"]) == 0
+    model = MBDPO.load(tmp_path / "tuned", device="cpu")
+    assert (model._n_updates, model.learning_starts) == (8, 2)
     one = trained(tmp_path / "one", 4, ["test/slow-v0"])
     assert finetune(["--model", str(one), "--env", "Pendulum-v1", "--steps", "6", *more]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == ["task", "Pendulum-v1"]
-    assert MBDPO.load(tmp_path / "tuned", device="cpu").num_timesteps == 10
+    model = MBDPO.load(tmp_path / "tuned", device="cpu")
+    assert (model.num_timesteps, model._n_updates, model.learning_starts) == (6, 4, 200)
 
 
 def test_fine_tuning_beside_the_data_of_pretraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

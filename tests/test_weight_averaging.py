@@ -1,23 +1,32 @@
 """Acting with an average of the weights."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
 from torch.nn.utils import parameters_to_vector
 
 from sb3_mbdpo import MBDPO, WeightAveraging
+from sb3_mbdpo.distributed import Ranks
+from tests.fakes import ACTIONS, VECTOR, ToyEnv
+from tests.recordings import record
 
 
-def small(**kwargs: object) -> MBDPO:
-    arguments = {"preset": "debug", "learning_starts": 6, "batch_size": 8, "buffer_size": 100, "seed": 0}
-    return MBDPO("MlpPolicy", "Pendulum-v1", **{"device": "cpu", **arguments, **kwargs})  # type: ignore[arg-type]
+def small(env: Any = "Pendulum-v1", **kwargs: Any) -> MBDPO:
+    arguments: dict[str, Any] = {"preset": "debug", "learning_starts": 6, "batch_size": 8, "buffer_size": 100}
+    return MBDPO("MlpPolicy", env, seed=0, device="cpu", **arguments, **kwargs)
 
 
-def pretend_to_update(model: MBDPO, count: int, change: float) -> None:
-    model._n_updates += count
+def pretend_to_update(model: MBDPO, change: float) -> None:
+    assert model._after_update is not None
     with th.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(change)
+    model._after_update()
 
 
 def flat(model: MBDPO) -> th.Tensor:
@@ -32,15 +41,17 @@ def test_the_average_acts_and_the_weights_learn() -> None:
     averaging.on_rollout_start()
     assert th.equal(flat(model), start)
     averaging.on_rollout_end()
-    pretend_to_update(model, 1, 1.0)
+    pretend_to_update(model, 1.0)
     averaging.on_rollout_start()
     th.testing.assert_close(flat(model), start + 0.25)
     averaging.on_rollout_end()
     th.testing.assert_close(flat(model), start + 1)
-    # Two updates at once leave as much of the average as two, one after the other
-    pretend_to_update(model, 2, 1.0)
+    # Two updates at once: each of them counts
+    pretend_to_update(model, 1.0)
+    pretend_to_update(model, 1.0)
     averaging.on_training_end()
-    th.testing.assert_close(flat(model), start + 0.25 * 0.75**2 + 2 * (1 - 0.75**2))
+    th.testing.assert_close(flat(model), start + 0.25 * 0.75**2 + 2 * 0.25 * 0.75 + 3 * 0.25)
+    assert model._after_update is None
 
 
 def test_what_averages_over_nothing_changes_nothing() -> None:
@@ -111,3 +122,90 @@ def test_evaluation_and_frozen_parts_go_with_it() -> None:
 def test_decay_out_of_bounds(decay: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         WeightAveraging(decay)
+
+
+@pytest.mark.parametrize("train_freq", [3, (1, "episode")])
+def test_all_updates_between_rollouts_count(train_freq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make_vec_env(lambda: ToyEnv(lengths=(5,)), n_envs=1 if isinstance(train_freq, tuple) else 2)
+    model = small(env=env, train_freq=train_freq, gradient_steps=4)
+    average, update = flat(model), MBDPO._update
+
+    def recorded(self: MBDPO, samples: Any) -> None:
+        nonlocal average
+        update(self, samples)
+        average = average.lerp(flat(self), 0.1)
+
+    monkeypatch.setattr(MBDPO, "_update", recorded)
+    model.learn(30, WeightAveraging(0.9))
+    assert model._n_updates >= 8
+    th.testing.assert_close(flat(model), average)
+
+
+def test_offline_learning_ends_with_the_average(minari_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small(env=ToyEnv())
+    average, update = flat(model), MBDPO._update
+
+    def recorded(self: MBDPO, samples: Any) -> None:
+        nonlocal average
+        update(self, samples)
+        average = average.lerp(flat(self), 0.1)
+
+    monkeypatch.setattr(MBDPO, "_update", recorded)
+    model.learn_offline(record("test/toy-v0", None, VECTOR, ACTIONS), 5, WeightAveraging(0.9))
+    th.testing.assert_close(flat(model), average)
+
+
+def test_learning_goes_on_from_the_average_also_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, averaging = small(), WeightAveraging(0.9)
+    model.learn(12, averaging)
+    first = flat(model)
+    # The zoo ends its first callback once more
+    averaging.on_training_end()
+    assert th.equal(flat(model), first)
+    seen = Record()
+    model.learn(4, [averaging, seen], reset_num_timesteps=False)
+    assert th.equal(seen.seen[0], first)
+    train = MBDPO.train
+
+    def interrupted(self: MBDPO, gradient_steps: int, batch_size: int = 100) -> None:
+        train(self, gradient_steps, batch_size)
+        raise KeyboardInterrupt
+
+    before = flat(model)
+    monkeypatch.setattr(MBDPO, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(4, averaging, reset_num_timesteps=False)
+    weights = flat(model)
+    averaging.on_training_end()
+    th.testing.assert_close(flat(model), before.lerp(weights, 0.1))
+    monkeypatch.setattr(MBDPO, "train", train)
+    # What was interrupted holds nothing back
+    model.learn(4, WeightAveraging(), reset_num_timesteps=False)
+    model.learn(4, reset_num_timesteps=False)
+    assert model._after_update is None
+
+
+def test_it_is_saved_with_a_model_as_the_average(tmp_path: Path) -> None:
+    model, record = small(), Record()
+    model.learn(12, [WeightAveraging(0.9), CheckpointCallback(12, str(tmp_path), "at"), record])
+    loaded = MBDPO.load(tmp_path / "at_12_steps", device="cpu")
+    assert th.equal(flat(loaded), record.seen[-1]) and loaded._after_update is None
+
+
+def test_what_it_refuses() -> None:
+    with pytest.raises(ValueError, match="One WeightAveraging at a time"):
+        small().learn(10, [WeightAveraging(), WeightAveraging()])
+    with pytest.raises(ValueError, match="not those of SAC"):
+        SAC("MlpPolicy", "Pendulum-v1", device="cpu").learn(10, WeightAveraging())
+    model = small()
+    model.learner.ranks = Ranks(0, 2)
+    averaging = WeightAveraging()
+    averaging.init_callback(model)
+    with pytest.raises(ValueError, match="for one process"):
+        averaging.on_training_start({}, {})
+
+
+def test_the_zoo_takes_it_by_name() -> None:
+    utils = pytest.importorskip("rl_zoo3.utils")
+    (callback,) = utils.get_callback_list({"callback": [{"sb3_mbdpo.WeightAveraging": {"decay": 0.99}}]})
+    assert isinstance(callback, WeightAveraging) and callback.decay == 0.99
