@@ -35,8 +35,8 @@ OFFLINE = {
     "behaviour_coef": 1.0,
     "device": "cpu",
 }
-# As from scratch, but what is known must not be forgotten over the first few targets: five episodes before the first
-# update, smaller steps, and an average of the weights that acts
+# Targets as from scratch, but what is known must not be forgotten over the first few episodes: five of them before the
+# first update, smaller steps, and an average of the weights that acts. The prior goes on as it was pretrained
 FINETUNE = {"learning_rate": 3e-4, "batch_size": ONLINE["batch_size"], "bootstrap": "score", "score_interval": 4}
 FINETUNE_LEARNING_STARTS = 2500
 EVAL_EPISODES = 10
