@@ -36,7 +36,7 @@ OFFLINE = {
     "device": "cpu",
 }
 # What is known must not be forgotten over the first few episodes: five of them before the first update, smaller steps,
-# and an average of the weights that acts. On reacher-hard, where less of it holds, larger ones and targets as from scratch
+# and an average of the weights that acts. Less of it holds on reacher-hard: larger steps, and targets as from scratch
 FINETUNE: dict[str, dict[str, Any]] = {
     "walker-run": {"learning_rate": 1e-4},
     "reacher-hard": {"learning_rate": 3e-4, "bootstrap": "score", "score_interval": 4},
