@@ -2,11 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import cast
 
 import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbdpo.adaptation import PARTS
 from sb3_mbdpo.learning_commands import (
@@ -21,6 +23,7 @@ from sb3_mbdpo.learning_commands import (
 )
 from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.multitask_env import make_env, make_multitask_env
+from sb3_mbdpo.presets import episode_length_of
 from sb3_mbdpo.tasks import NEAREST, Task, TaskSet
 from sb3_mbdpo.weight_averaging import WeightAveraging
 
@@ -122,9 +125,8 @@ def _prepare(model: MBDPO, args: argparse.Namespace) -> tuple[Scores, bool]:
         given = [name for name in ("task", "like", "name", "trainable") if getattr(args, name) is not None]
         if given:
             raise ArgumentsError(f"{args.model} is a model of a single task: leave out --{' and --'.join(given)}.")
-        env = gym.make(args.env)
-        model.set_env(Monitor(env))
-        return _scores(model, args), _begin_anew(model, args, env.spec.max_episode_steps if env.spec else None)
+        model.set_env(Monitor(gym.make(args.env)))
+        return _scores(model, args), _begin_anew(model, args, episode_length_of(cast(VecEnv, model.env)))
     if args.task is None:
         like = args.like or NEAREST
         if like not in (NEAREST, FRESH):

@@ -124,35 +124,33 @@ def test_decay_out_of_bounds(decay: float) -> None:
         WeightAveraging(decay)
 
 
+def followed(model: MBDPO, monkeypatch: pytest.MonkeyPatch) -> list[th.Tensor]:
+    """The average of decay 0.9 before and after each update to come."""
+    averages, update = [flat(model)], MBDPO._update
+
+    def recorded(self: MBDPO, samples: Any) -> None:
+        update(self, samples)
+        averages.append(averages[-1].lerp(flat(self), 0.1))
+
+    monkeypatch.setattr(MBDPO, "_update", recorded)
+    return averages
+
+
 @pytest.mark.parametrize("train_freq", [3, (1, "episode")])
 def test_all_updates_between_rollouts_count(train_freq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     env = make_vec_env(lambda: ToyEnv(lengths=(5,)), n_envs=1 if isinstance(train_freq, tuple) else 2)
     model = small(env=env, train_freq=train_freq, gradient_steps=4)
-    average, update = flat(model), MBDPO._update
-
-    def recorded(self: MBDPO, samples: Any) -> None:
-        nonlocal average
-        update(self, samples)
-        average = average.lerp(flat(self), 0.1)
-
-    monkeypatch.setattr(MBDPO, "_update", recorded)
+    averages = followed(model, monkeypatch)
     model.learn(30, WeightAveraging(0.9))
     assert model._n_updates >= 8
-    th.testing.assert_close(flat(model), average)
+    th.testing.assert_close(flat(model), averages[-1])
 
 
 def test_offline_learning_ends_with_the_average(minari_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(env=ToyEnv())
-    average, update = flat(model), MBDPO._update
-
-    def recorded(self: MBDPO, samples: Any) -> None:
-        nonlocal average
-        update(self, samples)
-        average = average.lerp(flat(self), 0.1)
-
-    monkeypatch.setattr(MBDPO, "_update", recorded)
+    averages = followed(model, monkeypatch)
     model.learn_offline(record("test/toy-v0", None, VECTOR, ACTIONS), 5, WeightAveraging(0.9))
-    th.testing.assert_close(flat(model), average)
+    th.testing.assert_close(flat(model), averages[-1])
 
 
 def test_learning_goes_on_from_the_average_also_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
