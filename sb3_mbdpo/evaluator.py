@@ -161,7 +161,9 @@ class Evaluator:
             )
         rewards = self.model.two_hot.decode(logits)
         if energies:
-            rewards = rewards + self.config.energy_coef * self.model.scale_energy(energies[0])
+            bonus = self.config.energy_coef * self.model.scale_energy(energies[0])
+            in_range = self.config.energy_unit == "value_range"
+            rewards = rewards + (bonus * self.model.prior_scale if in_range else bonus)
         return latents, rewards.squeeze(-1)
 
     def terminal_value(self, z: th.Tensor, count: int) -> th.Tensor:

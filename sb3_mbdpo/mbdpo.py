@@ -85,6 +85,8 @@ class MBDPO(RehearsingAlgorithm, HubAlgorithm):
     :param exploration_noise: Standard deviation of the Gaussian noise on executed actions while exploring, in units of
         the scaled action (-1 to 1); not added when acting by the prior, which draws for itself. Preset
     :param energy_coef: Weight eta of the energy F in the search (0.01): the trust region around the data. 0 ignores it
+    :param energy_unit: What the energy is weighted in. "reward", as released: at most 5 eta a step, whatever a task's
+        rewards are. "value_range": that times the range S of values, the same trust region for rewards of every size
     :param prior_margin: Return by which a plan must beat the prior's rollouts, in units of the value range S (0 in the
         paper). Values err by some hundredths of their range; where waiting looks as good as acting, a search that
         plans anew at every step can wait forever. Preset
@@ -192,6 +194,7 @@ class MBDPO(RehearsingAlgorithm, HubAlgorithm):
         beta_end: float | None = None,
         exploration_noise: float | None = None,
         energy_coef: float = 0.01,
+        energy_unit: str = "reward",
         prior_margin: float | None = None,
         act_mode: str = "search",
         bootstrap: str | None = None,
@@ -264,7 +267,7 @@ class MBDPO(RehearsingAlgorithm, HubAlgorithm):
         self.n_prior_trajectories, self.temperature = n_prior_trajectories, temperature
         self.beta_start, self.beta_end = beta_start, beta_end
         self.exploration_noise, self.energy_coef = exploration_noise, energy_coef
-        self.prior_margin = prior_margin
+        self.energy_unit, self.prior_margin = energy_unit, prior_margin
         self.act_mode, self.bootstrap, self.warmup_updates = act_mode, bootstrap, warmup_updates
         self.target_horizon, self.prior_horizon = target_horizon, prior_horizon
         self.consistency_coef, self.reward_coef, self.value_coef = consistency_coef, reward_coef, value_coef
@@ -355,6 +358,7 @@ class MBDPO(RehearsingAlgorithm, HubAlgorithm):
             "beta_start",
             "beta_end",
             "energy_coef",
+            "energy_unit",
             "prior_margin",
             "exploration_noise",
             "act_mode",

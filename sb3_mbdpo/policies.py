@@ -68,6 +68,7 @@ class MBDPOPolicy(ActingPolicy):
     :param beta_start: First beta of the schedule
     :param beta_end: Last beta of the schedule
     :param energy_coef: Weight eta of the energy in the search
+    :param energy_unit: What the energy is weighted in: "reward" or "value_range"
     :param prior_margin: Return by which a plan must beat the prior's, in units of the value range
     :param exploration_noise: Standard deviation of the noise added to actions that are not deterministic
     :param act_mode: "search", "score" or "prior"
@@ -125,6 +126,7 @@ class MBDPOPolicy(ActingPolicy):
         beta_start: float = 1e-4,
         beta_end: float = 1e-2,
         energy_coef: float = 0.01,
+        energy_unit: str = "reward",
         prior_margin: float = 0.0,
         exploration_noise: float = 0.05,
         act_mode: str = "search",
@@ -168,6 +170,7 @@ class MBDPOPolicy(ActingPolicy):
             warm_denoising_steps,
             getattr(th, resolve_dtype("search_dtype", search_dtype, self.device)),
             prior_margin=prior_margin,
+            energy_unit=energy_unit,
         )
         self.compiled = compile
         # Calls that were captured on a GPU

@@ -23,6 +23,8 @@ MIN_STD = 1e-4
 
 
 ACT_MODES = ("search", "score", "prior")
+# A unit of reward, as released, or the running range S of values
+ENERGY_UNITS = ("reward", "value_range")
 
 
 def check_act_mode(act_mode: str, with_score: bool) -> None:
@@ -49,6 +51,7 @@ class SearchConfig:
     :param n_prior_trajectories: Candidates M that are rollouts of the prior
     :param temperature: Temperature lambda of the softmax over normalised returns
     :param energy_coef: Weight eta of the energy in the return
+    :param energy_unit: What the energy is weighted in, one of :data:`ENERGY_UNITS`
     :param prior_margin: Added to the returns of the prior's rollouts, in units of the value range S
     :param discount: Discount factor gamma
     :param warm_steps: Denoising steps of rows that continue a plan; None: all T - 1
@@ -68,8 +71,11 @@ class SearchConfig:
     dtype: th.dtype = th.float32
     stacked: bool | None = None
     prior_margin: float = 0.0
+    energy_unit: str = "reward"
 
     def __post_init__(self) -> None:
+        if self.energy_unit not in ENERGY_UNITS:
+            raise ValueError(f'energy_unit must be "reward" or "value_range", got {self.energy_unit!r}.')
         if self.horizon < 1:
             raise ValueError(f"horizon must be at least 1 environment step, got {self.horizon}.")
         if self.n_samples < 2:

@@ -246,7 +246,8 @@ class PlainEvaluator(Evaluator):
             joined = model.join(z, action, task)
             reward = model.two_hot.decode(model.reward(joined))
             if self.config.energy_coef != 0:
-                reward = reward + self.config.energy_coef * model.scale_energy(model.energy(joined))
+                unit = {"reward": 1.0, "value_range": model.prior_scale}[self.config.energy_unit]
+                reward = reward + self.config.energy_coef * unit * model.scale_energy(model.energy(joined))
             z = model.dynamics(joined)
             latents.append(z)
             rewards.append(reward.squeeze(-1))

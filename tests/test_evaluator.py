@@ -47,13 +47,14 @@ TASKS = TaskSpec(action_dims=[2, 1, 2], embedding_dim=5)
     ],
     ids=["plain", "one layer", "three layers", "tasks", "two critics", "relu"],
 )
-@pytest.mark.parametrize("energy_coef", [0.0, 0.5])
+@pytest.mark.parametrize(("energy_coef", "unit"), [(0.0, "reward"), (0.5, "reward"), (0.5, "value_range")])
 @th.no_grad()
 def test_stacked_heads_compute_what_the_modules_do(
-    stacked: bool, kwargs: dict[str, object], energy_coef: float
+    stacked: bool, kwargs: dict[str, object], energy_coef: float, unit: str
 ) -> None:
     model, batch = trained(**kwargs), 3
-    config = make_config(energy_coef=energy_coef, stacked=stacked)
+    config = make_config(energy_coef=energy_coef, energy_unit=unit, stacked=stacked)
+    model.prior_scale.fill_(3.0)
     task = th.tensor([2, 0, 1]) if "tasks" in kwargs else None
     z, actions = normal(batch, 16).softmax(-1), normal(batch, 7, 3, 2, seed=1).clamp(-1, 1)
     # Some energies beyond the clip, and some candidates that end
@@ -163,15 +164,17 @@ def test_termination_cuts_what_comes_after() -> None:
 
 
 @th.no_grad()
-def test_energy_is_scaled_clipped_and_weighted() -> None:
+@pytest.mark.parametrize(("unit", "scale"), [("reward", 1.0), ("value_range", 40.0)])
+def test_energy_is_scaled_clipped_and_weighted(unit: str, scale: float) -> None:
     model = hand_set()
+    model.prior_scale.fill_(40.0)
     model.energy = Apply(lambda joined: 3 + 100 * joined[..., 16:17])
     model.energy_mean.fill_(3.0)
     model.energy_std.fill_(10.0)
-    config = make_config(horizon=1, energy_coef=0.5)
+    config = make_config(horizon=1, energy_coef=0.5, energy_unit=unit)
     actions = th.tensor([-1.0, -0.2, 0.0, 0.3, 1.0])[None, :, None, None].expand(-1, -1, 1, 2)
     found = PlainEvaluator(model, config, th.zeros(1, 16), PAIR)(actions)
-    th.testing.assert_close(found, 0.5 * th.tensor([[-5.0, -2.0, 0.0, 3.0, 5.0]]))
+    th.testing.assert_close(found, 0.5 * scale * th.tensor([[-5.0, -2.0, 0.0, 3.0, 5.0]]))
     found = PlainEvaluator(model, dataclasses.replace(config, energy_coef=0.0), th.zeros(1, 16), PAIR)(actions)
     assert found.abs().max() < 1e-5
 

@@ -551,6 +551,7 @@ def test_other_action_spaces_are_refused(space: spaces.Space) -> None:
         ({"policy_delay": 0}, "policy_delay"),
         ({"prior_horizon": 4, "horizon": 3}, "prior_horizon"),
         ({"prior_margin": -0.1}, "prior_margin"),
+        ({"energy_unit": "return"}, "energy_unit"),
         ({"behaviour_coef": float("nan")}, "behaviour_coef"),
         ({"warm_denoising_steps": 1.5}, "warm_denoising_steps must be a whole number"),
         ({"compile": "yes"}, "compile must be True or False, got 'yes'"),
