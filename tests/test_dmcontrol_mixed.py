@@ -64,6 +64,8 @@ def test_report_of_what_is_there(modules: dict[str, ModuleType], tmp_path: Path)
         acting = {str(eta): {"returns": [value + eta], "action_drift": 0.5} for eta in study.ENERGY_COEFS}
         found = {"energy_coefs": acting, "cross_td_error": 0.25, "data_returns": [10.0, 30.0]}
         write(f"single walker-walk {seed}", task="walker-walk", seed=seed, prior_returns=[value / 4], **found)
+        write(f"anchor walker-walk {seed}", task="walker-walk", seed=seed, prior_returns=[value / 8], **found)
+        write(f"averaged walker-run {seed}", task="walker-run", seed=seed, curve=curve(10.0, value - 20))
         write(f"clone walker-walk {seed}", task="walker-walk", seed=seed, returns=[value / 2])
     report.write_report(tmp_path)
     text = (tmp_path / report.RESULTS).read_text()
@@ -72,10 +74,12 @@ def test_report_of_what_is_there(modules: dict[str, ModuleType], tmp_path: Path)
         "| 0.02 (0.02 M) | 250 | 250 | 250 | 250 | 250 | 250 | 0.250 |",
         "| walker-run, fine-tuned (2 seeds) | 50 [50] | 100 [80] |",
         "| walker-run, from scratch (2 seeds) | 0 [0] | 40 [20] |",
+        "| walker-run, from scratch, weights averaged (2 seeds) | 10 [10] | 80 [60] |",
         "| walker-walk | the data's own | 20 |",
         "| walker-walk | behaviour cloning (2 seeds) | 50 [40] |",
         "| walker-walk | MBDPO, search, eta 0.01 (2 seeds) | 100 [80] | 0.500 | 0.250 |",
         "| walker-walk | MBDPO, prior alone (2 seeds) | 25 [20] |  | 0.250 |",
+        "| walker-walk | MBDPO, energy alone as the anchor, prior alone (2 seeds) | 12 [10] |  | 0.250 |",
     ):
         assert row in text, text
     assert all((tmp_path / name).stat().st_size > 0 for name in (report.PRETRAINING, report.FINETUNING))

@@ -2,6 +2,7 @@
 
 import csv
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,14 @@ def play(model: PolicyPredictor, task: str, n_episodes: int, task_set: TaskSet |
 
 
 def train_from_scratch(
-    task: str, steps: int, seed: int, curve: Path, every: int, n_episodes: int, **kwargs: Any
+    task: str,
+    steps: int,
+    seed: int,
+    curve: Path,
+    every: int,
+    n_episodes: int,
+    callbacks: Sequence[BaseCallback] = (),
+    **kwargs: Any,
 ) -> MBDPO:
     """
     :param task: Task of the suite
@@ -107,9 +115,10 @@ def train_from_scratch(
     :param curve: Table of the learning curve
     :param every: Decisions between evaluations
     :param n_episodes: Episodes of an evaluation
+    :param callbacks: Further callbacks, before the one that evaluates
     :param kwargs: Further arguments of the algorithm
     :return: The trained model
     """
     arguments: dict[str, Any] = {"buffer_size": steps, "seed": seed, "device": "cpu"} | ONLINE | kwargs
     model = MBDPO("MlpPolicy", f"mbdpo/{task}-v0", **arguments)
-    return model.learn(steps, callback=LearningCurve(curve, eval_env(task, n_episodes), every))
+    return model.learn(steps, [*callbacks, LearningCurve(curve, eval_env(task, n_episodes), every)])

@@ -10,6 +10,12 @@ from study import ENERGY_COEFS, HELD_OUT, TASKS, stages
 
 PRETRAINING, FINETUNING, RESULTS = "pretraining.png", "finetuning.png", "results.md"
 LABEL_HEIGHT = 0.035
+# Units of work whose learning curves are compared
+COMPARED = {
+    "finetune": "fine-tuned",
+    "scratch": "from scratch",
+    "averaged": "from scratch, weights averaged",
+}
 
 
 def write_report(out: Path) -> None:
@@ -32,10 +38,11 @@ def write_report(out: Path) -> None:
         parts.append(_pretraining_table(ordered))
         _draw_pretraining(ordered).savefig(out / PRETRAINING, dpi=130)
     if "finetune" in by_kind and "scratch" in by_kind:
-        parts.append(_finetuning_table(by_kind["finetune"], by_kind["scratch"]))
-        _draw_finetuning(by_kind["finetune"], by_kind["scratch"]).savefig(out / FINETUNING, dpi=130)
+        compared = {label: by_kind[kind] for kind, label in COMPARED.items() if kind in by_kind}
+        parts.append(_finetuning_table(compared))
+        _draw_finetuning(compared).savefig(out / FINETUNING, dpi=130)
     if "single" in by_kind:
-        parts.append(_single_table(by_kind["single"], by_kind.get("clone", [])))
+        parts.append(_single_table(by_kind["single"], by_kind.get("clone", []), by_kind.get("anchor", [])))
     (out / RESULTS).write_text("\n\n".join(parts) + "\n")
     print((out / RESULTS).read_text())
 
@@ -71,10 +78,10 @@ def _curves(results: list[dict[str, Any]], task: str) -> tuple[np.ndarray, np.nd
     return steps, returns
 
 
-def _finetuning_table(tuned: list[dict[str, Any]], scratch: list[dict[str, Any]]) -> str:
+def _finetuning_table(compared: dict[str, list[dict[str, Any]]]) -> str:
     rows = []
     for task in HELD_OUT:
-        for label, results in (("fine-tuned", tuned), ("from scratch", scratch)):
+        for label, results in compared.items():
             if not any(result["task"] == task for result in results):
                 continue
             steps, returns = _curves(results, task)
@@ -85,7 +92,7 @@ def _finetuning_table(tuned: list[dict[str, Any]], scratch: list[dict[str, Any]]
     return _table(header, rows)
 
 
-def _single_table(results: list[dict[str, Any]], clones: list[dict[str, Any]]) -> str:
+def _single_table(results: list[dict[str, Any]], clones: list[dict[str, Any]], anchored: list[dict[str, Any]]) -> str:
     rows = []
     for task in dict.fromkeys(result["task"] for result in results):
         data = next(result["data_returns"] for result in results if result["task"] == task)
@@ -93,16 +100,23 @@ def _single_table(results: list[dict[str, Any]], clones: list[dict[str, Any]]) -
         cloned = [np.mean(result["returns"]) for result in clones if result["task"] == task]
         if cloned:
             rows.append([task, f"behaviour cloning ({len(cloned)} seeds)", _mean_worst(cloned), "", ""])
-        runs = [result for result in results if result["task"] == task]
-        error = f"{np.mean([run['cross_td_error'] for run in runs]):.3f}"
-        for coef in ENERGY_COEFS:
-            acting = [run["energy_coefs"][str(coef)] for run in runs]
-            drift = f"{np.mean([found['action_drift'] for found in acting]):.3f}"
-            returns = _mean_worst([np.mean(found["returns"]) for found in acting])
-            rows.append([task, f"MBDPO, search, eta {coef} ({len(runs)} seeds)", returns, drift, error])
-        returns = _mean_worst([np.mean(run["prior_returns"]) for run in runs])
-        rows.append([task, f"MBDPO, prior alone ({len(runs)} seeds)", returns, "", error])
+        for label, runs in (("MBDPO", results), ("MBDPO, energy alone as the anchor", anchored)):
+            rows += _acting_rows(task, label, [run for run in runs if run["task"] == task])
     return _table(["task", "learned by", "return, mean [worst]", "action drift", "cross-TD error"], rows)
+
+
+def _acting_rows(task: str, label: str, runs: list[dict[str, Any]]) -> list[list[str]]:
+    """Rows of the models of one task that acted with each weight of the energy, and by the prior alone."""
+    if not runs:
+        return []
+    rows, error = [], f"{np.mean([run['cross_td_error'] for run in runs]):.3f}"
+    for coef in ENERGY_COEFS:
+        acting = [run["energy_coefs"][str(coef)] for run in runs]
+        drift = f"{np.mean([found['action_drift'] for found in acting]):.3f}"
+        returns = _mean_worst([np.mean(found["returns"]) for found in acting])
+        rows.append([task, f"{label}, search, eta {coef} ({len(runs)} seeds)", returns, drift, error])
+    returns = _mean_worst([np.mean(run["prior_returns"]) for run in runs])
+    return [*rows, [task, f"{label}, prior alone ({len(runs)} seeds)", returns, "", error]]
 
 
 def _mean_worst(values: list[Any]) -> str:
@@ -131,11 +145,11 @@ def _draw_pretraining(results: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _draw_finetuning(tuned: list[dict[str, Any]], scratch: list[dict[str, Any]]) -> Figure:
+def _draw_finetuning(compared: dict[str, list[dict[str, Any]]]) -> Figure:
     figure = Figure(figsize=(5.5 * len(HELD_OUT), 4), layout="constrained")
     panels = figure.subplots(1, len(HELD_OUT), squeeze=False)[0]
     for panel, task in zip(panels, HELD_OUT, strict=True):
-        for i, (label, results) in enumerate((("fine-tuned", tuned), ("from scratch", scratch))):
+        for i, (label, results) in enumerate(compared.items()):
             if not any(result["task"] == task for result in results):
                 continue
             steps, returns = _curves(results, task)

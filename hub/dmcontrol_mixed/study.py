@@ -5,7 +5,8 @@ Multi-task pretraining on dm_control, from data to fine-tuned agents, in one com
 
 Agents learn online on six tasks; their replay becomes Minari data sets; one model of each size learns all six from
 that data alone; the largest one is fine-tuned on two tasks that it has never seen, beside models of its size that start
-from scratch. On one task, learning from its data is compared with behaviour cloning, with three weights of the energy.
+from scratch. On single tasks, learning from their data is compared with behaviour cloning, with three weights of the
+energy, in a model whose prior is kept near the data and in one whose prior is not.
 
 Every unit of work is a process of its own that ends by writing ``<out>/<unit>.json``. The same command again takes up
 where the study stopped; ``--report-only`` draws tables and pictures from what is there.
@@ -49,13 +50,15 @@ def stages() -> list[list[str]]:
     """
     rest = [size for size in SIZES if size != FINETUNED_SIZE]
     scratch = [f"scratch {task} {seed}" for seed in SEEDS for task in HELD_OUT]
+    averaged = [f"averaged {task} {seed}" for seed in SEEDS for task in HELD_OUT]
     finetune = [f"finetune {task} {seed}" for seed in SEEDS for task in HELD_OUT]
     single = [f"single {task} {seed}" for seed in SEEDS for task in SINGLE_TASKS]
+    anchor = [f"anchor {task} {seed}" for seed in SEEDS for task in SINGLE_TASKS]
     clone = [f"clone {task} {seed}" for seed in SEEDS for task in SINGLE_TASKS]
     return [
         [f"collect {task}" for task in TASKS],
-        [f"pretrain {FINETUNED_SIZE}", *scratch],
-        [f"pretrain {size}" for size in reversed(rest)] + finetune + clone + single,
+        [f"pretrain {FINETUNED_SIZE}", *scratch, *averaged],
+        [f"pretrain {size}" for size in reversed(rest)] + finetune + clone + single + anchor,
     ]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from behaviour_cloning import clone_behaviour
 from online import ONLINE, LearningCurve, eval_env, play, train_from_scratch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from study import (
     COLLECT_STEPS,
@@ -97,16 +98,34 @@ def finetune(out: Path, task: str, seed: str) -> dict[str, Any]:
 
 def scratch(out: Path, task: str, seed: str) -> dict[str, Any]:
     """Learn a held-out task from scratch, with a model of the same size."""
-    curve = out / f"scratch-{task}-{seed}.csv"
-    episodes = HELD_OUT_EPISODES[task]
-    train_from_scratch(task, FINETUNE_STEPS, int(seed), curve, CURVE_EVERY, episodes, model_size=FINETUNED_SIZE)
+    return _scratch(out, f"scratch-{task}-{seed}", task, seed, [])
+
+
+def _scratch(out: Path, name: str, task: str, seed: str, callbacks: list[BaseCallback]) -> dict[str, Any]:
+    curve, episodes = out / f"{name}.csv", HELD_OUT_EPISODES[task]
+    arguments = {"callbacks": callbacks, "model_size": FINETUNED_SIZE}
+    train_from_scratch(task, FINETUNE_STEPS, int(seed), curve, CURVE_EVERY, episodes, **arguments)
     return {"task": task, "seed": int(seed), "curve": _curve(curve)}
+
+
+def averaged(out: Path, task: str, seed: str) -> dict[str, Any]:
+    """The same, acting with an average of the weights as models that are fine-tuned do."""
+    return _scratch(out, f"averaged-{task}-{seed}", task, seed, [WeightAveraging()])
 
 
 def single(out: Path, task: str, seed: str) -> dict[str, Any]:
     """Learn one task from its data alone, and act with each weight of the energy, of which training knows nothing."""
-    name = f"single-{task}-{seed}"
-    model = MBDPO.from_minari(dataset_id(task), seed=int(seed), score_coef=0.0, **OFFLINE)
+    return _offline(out, f"single-{task}-{seed}", task, seed)
+
+
+def anchor(out: Path, task: str, seed: str) -> dict[str, Any]:
+    """The same with a prior that nothing keeps where there is data, the energy's weight in units of the value range."""
+    return _offline(out, f"anchor-{task}-{seed}", task, seed, behaviour_coef=0.0, energy_unit="value_range")
+
+
+def _offline(out: Path, name: str, task: str, seed: str, **kwargs: Any) -> dict[str, Any]:
+    arguments = OFFLINE | {"score_coef": 0.0} | kwargs
+    model = MBDPO.from_minari(dataset_id(task), seed=int(seed), **arguments)
     model.set_logger(configure(str(out / name), ["csv"]))
     data = _shards(out, task)
     model.learn_offline(data, SINGLE_STEPS, log_interval=500)
