@@ -277,6 +277,8 @@ class ActingPolicy(TaskPolicy):
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
         batch = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+        if batch == 0:
+            raise ValueError("predict() needs at least one observation, got a batch of none.")
         previous, restart = self.check_state(state, episode_start, batch)
         result = self.plan(obs, previous, restart, deterministic)
         action = self.to_env(result.action.cpu().numpy())

@@ -171,6 +171,11 @@ def episode_windows(episodes: Sequence[Episode], env: MultiTaskEnv, horizon: int
     low, high = (bound.reshape(-1).astype(np.float64) for bound in (space.low, space.high))
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for number, episode in enumerate(episodes):
+        if not all(hasattr(episode, name) for name in ("observations", "actions", "rewards")):
+            raise ValueError(
+                f"episodes must hold observations, actions and rewards, such as those of minari.load_dataset(id); got "
+                f"{type(episode).__name__}."
+            )
         length = len(episode.rewards)
         if episode.observations.shape != (length + 1, task.observation_dim):
             raise ValueError(

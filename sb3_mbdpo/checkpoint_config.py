@@ -171,6 +171,7 @@ def describe(model: MBDPO, weights: Mapping[str, th.Tensor]) -> CheckpointConfig
             "n_updates": model._n_updates,
             "n_episodes": model._episode_num,
             "acts_from_start": model._acts_from_start,
+            "counts_offline_steps": model._counts_offline_steps,
             "trainable": model._trainable,
         },
         versions=package_versions(),
@@ -273,11 +274,12 @@ def checked_state(written: dict[str, Any]) -> dict[str, Any]:
     :return: Counters and what else goes on where training stopped, complete
     :raises ValueError: if it cannot be read
     """
-    state = {"num_timesteps": 0, "n_updates": 0, "n_episodes": 0, "acts_from_start": False, "trainable": None} | written
+    flags = {"acts_from_start": False, "counts_offline_steps": False}
+    state = {"num_timesteps": 0, "n_updates": 0, "n_episodes": 0, **flags, "trainable": None} | written
     counters = [state[name] for name in ("num_timesteps", "n_updates", "n_episodes")]
     trainable = state["trainable"]
     listed = trainable is None or (isinstance(trainable, list) and all(isinstance(part, str) for part in trainable))
-    if len(state) != 5 or not listed or not isinstance(state["acts_from_start"], bool):
+    if len(state) != 6 or not listed or not all(isinstance(state[name], bool) for name in flags):
         raise ValueError(f'"state" in {CONFIG} cannot be read: {written!r}.')
     if not all(isinstance(number, int) and 0 <= number < 2**63 for number in counters):
         raise ValueError(f'Counters in "state" of {CONFIG} must be whole numbers, got {counters}.')

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -190,6 +190,7 @@ def load_checkpoint(
         model.observation_space, model.action_space = stored["observation_space"], cast(Any, stored["action_space"])
         model.n_envs = config.n_envs if vector is None else vector.num_envs
         model._trainable, model._acts_from_start = state["trainable"], state["acts_from_start"]
+        model._counts_offline_steps = state["counts_offline_steps"]
         if not custom:
             compare(WEIGHTS, found, _implied(model))
         training = read_training_state(path, config, found, model)
@@ -331,11 +332,12 @@ def _implied(model: MBDPO) -> Any:
     )
 
 
-def set_up(model: MBDPO, to_act: bool) -> None:
+def set_up(model: MBDPO, to_act: bool, initialize: bool = False) -> None:
     """
-    Build a model's networks and buffer, weights as memory happens to be.
+    Build a model's networks and buffer.
 
     :param model: Model that is not set up yet
+    :param initialize: Draw initial weights; otherwise they are what memory happens to hold, until some are read
     :param to_act: Whether there is no environment to learn in: the replay buffer then gets next to no room, until
         ``set_env`` brings one, so that a model that was trained with gigabytes of replay acts on any machine
     :raises ValueError: if there is no memory for the replay buffer
@@ -344,7 +346,7 @@ def set_up(model: MBDPO, to_act: bool) -> None:
     if to_act:
         model.buffer_size = min(size, max(ACTING_BUFFER, (model.horizon or 1) * model.n_envs))
     try:
-        with NoInitialization():
+        with nullcontext() if initialize else NoInitialization():
             model._setup_model()
     except MemoryError as error:
         raise ValueError(

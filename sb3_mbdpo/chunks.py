@@ -82,7 +82,7 @@ def read_chunk(path: str | Path) -> dict[str, th.Tensor]:
 
 
 def convert_chunks(
-    files: Sequence[str | Path],
+    files: Sequence[str | Path] | str | Path,
     path: str | Path,
     task_names: Sequence[str] | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -90,13 +90,14 @@ def convert_chunks(
     """
     Shards of released chunk files, converted now unless that was done before and they have not changed since.
 
-    :param files: The files of a set, in any number
+    :param files: The files of a set, in any number, or one file
     :param path: Folder of the shards
     :param task_names: Names of the tasks by index; None: those of mt30 or mt80, told apart by the observations' width
     :param shard_bytes: Largest size of a file, bytes
     :return: ``path``, for ``ShardedDataset`` and ``learn_offline``
     :raises ValueError: naming the file that is no such chunk; nothing half-written stays
     """
+    files = [files] if isinstance(files, (str, Path)) else files
     path, sources = Path(path), sorted(Path(file) for file in files)
     if not sources:
         raise ValueError("No chunk file was given: pass at least one.")

@@ -20,6 +20,7 @@ from sb3_mbdpo.learning_commands import (
     model_file,
     offline_data,
     run_command,
+    target_file,
 )
 from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.multitask_env import make_env, make_multitask_env
@@ -87,11 +88,12 @@ def finetune(argv: Sequence[str] | None = None) -> int:
 
 
 def _finetune(args: argparse.Namespace) -> int:
-    path, source = model_file(args.save), model_file(args.model)
+    path, source = target_file(args.save), model_file(args.model)
     if not source.is_file():
         raise ArgumentsError(f"{source} does not exist: pass the file of a saved model as --model.")
     given = {"buffer_size": max(args.steps, 1_000)} | model_arguments(args)
     model = MBDPO.load(source, device=args.device, verbose=args.verbose, **given)
+    _check(model, args)
     if args.rehearse is None and args.rehearse_share is not None:
         raise ArgumentsError("--rehearse-share is for --rehearse: pass the data there.")
     if args.rehearse is None and model._rehearsal_share > 0:
@@ -116,21 +118,31 @@ def _finetune(args: argparse.Namespace) -> int:
     return code
 
 
-def _prepare(model: MBDPO, args: argparse.Namespace) -> tuple[Scores, bool]:
-    """Give the model its environment; returns scores, and whether steps are counted from zero."""
+def _check(model: MBDPO, args: argparse.Namespace) -> None:
+    """Refuse what does not go with the model, before data is converted."""
     tasks = model.tasks
     if args.task is None and args.env is None:
         raise ArgumentsError("Pass the environment, --env ID.")
+    if args.env is not None:
+        gym.spec(args.env)
     if tasks is None:
         given = [name for name in ("task", "like", "name", "trainable") if getattr(args, name) is not None]
         if given:
             raise ArgumentsError(f"{args.model} is a model of a single task: leave out --{' and --'.join(given)}.")
+    elif args.task is not None and _known(tasks, args.task).env_id is None and args.env is None:
+        raise ArgumentsError(f"Task {args.task!r} names no environment: pass it, --env ID.")
+    elif args.like not in (None, NEAREST, FRESH):
+        _known(tasks, args.like)
+
+
+def _prepare(model: MBDPO, args: argparse.Namespace) -> tuple[Scores, bool]:
+    """Give the model its environment; returns scores, and whether steps are counted from zero."""
+    tasks = model.tasks
+    if tasks is None:
         model.set_env(Monitor(gym.make(args.env)))
         return _scores(model, args), _begin_anew(model, args, episode_length_of(cast(VecEnv, model.env)))
     if args.task is None:
         like = args.like or NEAREST
-        if like not in (NEAREST, FRESH):
-            _known(tasks, like)
         added = model.add_task(
             args.env,
             args.name,
@@ -140,9 +152,7 @@ def _prepare(model: MBDPO, args: argparse.Namespace) -> tuple[Scores, bool]:
         )
         print(f"Task {added.task.name!r} starts from {added.source or 'a fresh embedding'}")
         return _scores(model, args), True
-    known = _known(tasks, args.task)
-    if args.env is None and known.env_id is None:
-        raise ArgumentsError(f"Task {args.task!r} names no environment: pass it, --env ID.")
+    known = tasks[args.task]
     model.set_env(make_multitask_env(tasks, {args.task: args.env} if args.env else None, [args.task]))
     model.set_trainable(args.trainable)
     return _scores(model, args), _begin_anew(model, args, known.episode_length)

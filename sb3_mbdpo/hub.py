@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,12 +120,20 @@ class HubAlgorithm(MultiTaskAlgorithm):
         :param push_kwargs: Arguments of :meth:`push_to_hub`
         :return: The folder
         :raises ValueError: for what a checkpoint cannot hold, or if there is nothing to evaluate in
+        :raises TypeError: for an argument that there is not
         :raises OSError: if it cannot be written; a previous checkpoint stays as it was
         """
         # The Hub's client is imported where it is used: it takes a while, and reads its settings at that moment
         from sb3_mbdpo import hub_transfer, model_card
 
         model, folder = cast("MBDPO", self), Path(save_directory)
+        known = inspect.signature(hub_transfer.upload_checkpoint).parameters.keys() - {"folder", "repo_id"}
+        if unknown := sorted(push_kwargs.keys() - known):
+            raise TypeError(f"save_pretrained has no argument {', '.join(unknown)}.")
+        if push_kwargs and not push_to_hub:
+            raise TypeError(f"{', '.join(sorted(push_kwargs))} of save_pretrained goes with push_to_hub=True.")
+        if push_to_hub and repo_id is None:
+            raise ValueError("push_to_hub=True needs repo_id, the repository to push to.")
         if push_to_hub:
             hub_transfer.require_token(push_kwargs.get("token"))
         curve = None if learning_curve is None else Path(learning_curve).read_bytes()
@@ -154,9 +163,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
                 config, repo_id or str(save_directory), results, command, license, tuple(notes), curve is not None
             )
             card.save(folder / CARD)
-        if push_to_hub:
-            if repo_id is None:
-                raise ValueError("push_to_hub=True needs repo_id, the repository to push to.")
+        if push_to_hub and repo_id is not None:
             hub_transfer.upload_checkpoint(folder, repo_id, **push_kwargs)
         return folder
 

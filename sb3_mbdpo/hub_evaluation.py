@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm.auto import tqdm
 
 from sb3_mbdpo.checkpoint_config import describe_env, make_source_env
@@ -146,12 +146,7 @@ def _acting_env(model: MBDPO, source: EnvSource) -> VecEnv:
     """An environment as the model sees it while it acts: statistics stand still, rewards are as they are."""
     vector: VecEnv = model._wrap_env(DummyVecEnv([lambda: Monitor(make_single(source))]), verbose=0)
     statistics = Normalization.of(model._vec_normalize_env) or model._normalization
-    if statistics is not None:
-        normalized = statistics.apply(vector)
-        assert isinstance(normalized, VecNormalize)
-        normalized.training, normalized.norm_reward = False, False
-        return normalized
-    return vector
+    return vector if statistics is None else statistics.acting(vector)
 
 
 def make_single(source: EnvSource) -> gym.Env:

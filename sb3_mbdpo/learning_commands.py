@@ -4,6 +4,7 @@ import argparse
 import ast
 import difflib
 import inspect
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -165,6 +166,23 @@ def model_file(path: str) -> Path:
     :return: The model's file, with the suffix that saving adds
     """
     return Path(path) if Path(path).suffix else Path(f"{path}.zip")
+
+
+def target_file(path: str) -> Path:
+    """
+    :param path: Where a model is to be saved, as it was given
+    :return: The file
+    :raises ArgumentsError: if it cannot be written there, before any work
+    """
+    file = model_file(path)
+    if path.endswith(("/", os.sep)) or file.is_dir():
+        raise ArgumentsError(f"--save {path} is a folder: name the file that the model goes to.")
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise ArgumentsError(f"--save {path} cannot be written: {folder} is no folder.")
+    if not os.access(folder, os.W_OK):
+        raise ArgumentsError(f"--save {path} cannot be written: there is no permission to write to {folder}.")
+    return file
 
 
 def learn_and_save(

@@ -288,6 +288,7 @@ class MBDPO(RehearsingAlgorithm, HubAlgorithm):
         self._acts_from_start = self._counts_offline_steps = False
         self._rehearsal, self._rehearsal_share = None, 0.0
         self._task_returns: dict[str, list[float]] = {}
+        self._task_sources = {}
         # Running plans while collecting, and the rows whose episode has just ended
         self._plans: np.ndarray | None = None
         self._restarts: np.ndarray | None = None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import numbers
 import re
 import shutil
 import warnings
@@ -13,7 +14,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from stable_baselines3.common import utils
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
@@ -84,6 +84,11 @@ def export_minari(
     minari = import_minari()
     if source not in SOURCES:
         raise ValueError(f'source must be "replay_buffer" or "agent", got {source!r}.')
+    for name, count, least in (("n_episodes", n_episodes, 1), ("n_ref_episodes", n_ref_episodes, 0)):
+        if not isinstance(count, numbers.Integral) or count < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {count!r}.")
+    if ref_min_score is not None and ref_max_score is not None and not ref_min_score < ref_max_score:
+        raise ValueError(f"ref_min_score must be lower than ref_max_score, got {ref_min_score} and {ref_max_score}.")
     path = _free_path(dataset_id)
     units = task_units(model.tasks, task, env)
     if units is not None and ref_min_score is None and ref_max_score is None:
@@ -102,6 +107,13 @@ def export_minari(
             ref_min_score = mean_return(playing, random_actor(playing), n_ref_episodes)
         if ref_max_score is None:
             ref_max_score = mean_return(playing, _agent(model, True), n_ref_episodes)
+        if not ref_min_score < ref_max_score:
+            warnings.warn(
+                f"The data set gets no reference scores: {ref_max_score:.4g}, which would count as 1, is not above "
+                f"{ref_min_score:.4g}, which would count as 0. Pass both, or measure a better agent.",
+                stacklevel=3,
+            )
+            ref_min_score = ref_max_score = None
     if source == "agent" and playing is not None:
         episodes = play(playing, _agent(model, deterministic), n_episodes)
     else:
@@ -128,6 +140,10 @@ def export_minari(
         created.storage.update_metadata(_own_metadata(model, source, ref_min_score, ref_max_score))
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
+        for folder in path.relative_to(minari_root()).parents:
+            # Namespaces that were made for it
+            if folder.name and not any((minari_root() / folder).iterdir()):
+                (minari_root() / folder).rmdir()
         raise
     return cast("MinariDataset", minari.load_dataset(dataset_id))
 
@@ -330,9 +346,7 @@ def _left_over(path: Path) -> bool:
 def _environment(model: "MBDPO", env: GymEnv | str | None) -> VecEnv | None:
     if env is None:
         return model.env
-    wrapped = model._wrap_env(maybe_make_env(env, model.verbose), model.verbose)
-    utils.check_for_correct_spaces(wrapped, model.observation_space, model.action_space)
-    return wrapped
+    return model._as_seen(model._wrap_env(maybe_make_env(env, model.verbose), model.verbose))
 
 
 def _task_environment(units: TaskUnits) -> VecEnv | None:

@@ -13,7 +13,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import VecTransposeImage
 
 from sb3_mbdpo.arguments import check_spaces
-from sb3_mbdpo.shard_format import TaskData
+from sb3_mbdpo.shard_format import DESCRIPTION, TaskData
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -150,6 +150,8 @@ def _open(dataset: Any) -> "MinariDataset":
     elif isinstance(dataset, str):
         # A full address downloads; what it downloads is found by the plain id
         plain = re.sub(r"^\w+://[^/]+/", "", dataset)
+        if Path(dataset, DESCRIPTION).is_file():
+            raise ValueError(f"{dataset} is a folder of shards: pass ShardedDataset({dataset!r}).")
         try:
             opened = minari.load_dataset(plain)
         except FileNotFoundError as error:
@@ -254,9 +256,10 @@ def task_data(task: DataTask) -> TaskData:
     vector = isinstance(task.observation_space, spaces.Box) and len(task.observation_space.shape) == 1
     limits = [d.env_spec.max_episode_steps for d in task.datasets if d.env_spec is not None]
     known = [limit for limit in limits if limit is not None]
-    # Reference scores are the task's: those of its first data set that has both
+    # Reference scores are the task's: those of its first data set that has both, in order
     scores = [tuple(d.storage.metadata.get(f"ref_{end}_score") for end in ("min", "max")) for d in task.datasets]
-    low, high = next((pair for pair in scores if None not in pair), (None, None))
+    known_scores = ((low, high) for low, high in scores if low is not None and high is not None and low < high)
+    low, high = next(known_scores, (None, None))
     return TaskData(
         task.name,
         observation_size=size_of(task.observation_space) if vector else None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_wrapper
 
@@ -55,7 +58,9 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
     # Parts that go on learning, None for all; and whether the policy acts before learning starts, not random draws
     _trainable: list[str] | None
     _acts_from_start: bool
-    # Returns of each task's latest episodes, as plain data too
+    # What makes the environments of added tasks that no id makes; and returns of each task's latest episodes, as plain
+    # data too
+    _task_sources: dict[str, Callable[[], gym.Env]]
     _task_returns: dict[str, list[float]]
 
     def _make_learner(self) -> Learner:
@@ -125,20 +130,26 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
 
     def _empty_buffer(self, n_envs: int) -> None:
         """Begin a replay buffer for the present spaces; its random generator goes on."""
-        assert self.replay_buffer_class is not None
         previous, self.n_envs = self.replay_buffer, n_envs
+        self.replay_buffer = self._new_buffer(n_envs, self.observation_space)
+        if previous is not None:
+            self.replay_buffer.rng = previous.rng
+        if isinstance(self.action_noise, VectorizedActionNoise):
+            # learn() makes as many of it as there are environments, if it has not done so already
+            self.action_noise = self.action_noise.base_noise
+
+    def _new_buffer(self, n_envs: int, observation_space: spaces.Space) -> SequenceReplayBuffer:
+        assert self.replay_buffer_class is not None
         buffer: ReplayBuffer = self.replay_buffer_class(
             self.buffer_size,
-            self.observation_space,
+            observation_space,
             self.action_space,
             device=self.device,
             n_envs=n_envs,
             **{**self.replay_buffer_kwargs, **self._buffer_arguments()},
         )
         assert isinstance(buffer, SequenceReplayBuffer)
-        if previous is not None:
-            buffer.rng = previous.rng
-        self.replay_buffer = buffer
+        return buffer
 
     def _mask_actions(self, scaled: np.ndarray) -> np.ndarray:
         """Zero for the actions that a task does not have [n_envs, A]; as they are in single-task models."""
@@ -204,7 +215,8 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
     ) -> TaskScores:
         """
         Returns on each task: see :func:`~sb3_mbdpo.task_scores.evaluate_tasks`. Print the result for a table,
-        :func:`~sb3_mbdpo.plots.plot_task_scores` draws it.
+        :func:`~sb3_mbdpo.plots.plot_task_scores` draws it. A task that :meth:`add_task` was given the environment of is
+        played in another like it, until the model is saved and loaded.
 
         :param n_eval_episodes: Episodes of each task
         :param envs: Environments, ids or functions that make one, by task; the others are made by their ``env_id``
@@ -214,7 +226,11 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         :return: A score for each task
         :raises ValueError: for a single-task model, an unknown task, or one without an environment
         """
-        return evaluate_tasks(self, self._require_tasks(), envs, names, n_eval_episodes, deterministic, seed)
+        tasks = self._require_tasks()
+        if names is None:
+            names = list(envs or tasks.names)
+        sources = {**self._task_sources, **(envs or {})}
+        return evaluate_tasks(self, tasks, sources, names, n_eval_episodes, deterministic, seed)
 
     # --- one task more ------------------------------------------------------------------------------------------
 
@@ -258,6 +274,8 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
             raise ValueError(f"n_envs={n_envs} copies need the environment's id or a function that makes it.")
         if n_episodes < 1:
             raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
+        if learning_starts is not None and not (isinstance(learning_starts, numbers.Integral) and learning_starts >= 0):
+            raise ValueError(f"learning_starts must be a whole number of at least 0, got {learning_starts!r}.")
         if like is not None and like != NEAREST:
             tasks.index(like)
         check_parts(trainable)
@@ -274,6 +292,8 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
                 episodes = random_episodes(inner, n_episodes, np.random.default_rng(self.seed))
             source, errors = self._nearest(tasks, wrapped, episodes)
         extended = self._with_new_statistics(extended, name, source, inner, episodes, n_episodes)
+        # Refuses a number of environments that it has no room for
+        self._new_buffer(n_envs, extended.observation_space)
         # Nothing has changed so far, and nothing can fail from here on
         index = None if source is None else tasks.index(source)
         extend_embedding(self.policy.world_model, extended[name].action_dim, index, self.policy.generator)
@@ -290,6 +310,10 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         self.set_env(vector)
         if self.seed is not None:
             vector.seed(self.seed)
+        if callable(env):
+            self._task_sources[name] = env
+        elif isinstance(env, gym.Env) and env.spec is not None:
+            self._task_sources[name] = partial(gym.make, env.spec)
         return AddedTask(extended[name], len(tasks), source, errors)
 
     def set_trainable(self, parts: Sequence[str] | None) -> None:

@@ -230,6 +230,8 @@ def make_multitask_env(
         raise ValueError(f"n_copies must be at least 1, got {n_copies}.")
     sources: dict[str, EnvSource] = dict(envs or {})
     chosen = tuple(names) if names is not None else task_set.names
+    if not chosen:
+        raise ValueError(f"names is empty: name at least one of {', '.join(task_set.names)}, or pass None for all.")
     for name in (*chosen, *sources):
         task_set.index(name)
     shared = [name for name in chosen if isinstance(sources.get(name), gym.Env)]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
@@ -15,6 +15,9 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_mbdpo.checkpoint_weights import check_mark, plain_metadata, read_header, read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from sb3_mbdpo.shards import ShardedDataset
 
 NUMBERS = {"clip_obs": float, "clip_reward": float, "gamma": float, "epsilon": float}
 FLAGS = ("norm_obs", "norm_reward", "training")
@@ -95,12 +98,29 @@ class Normalization:
             layer = getattr(layer, "venv", None)
         if layer is None:
             layer = env = VecNormalize(env, **self.settings)
-        for rms, key in _rms(layer):
+        self.fill(layer)
+        return env  # type: ignore[return-value]  # at least one of its layers is
+
+    def fill(self, env: VecNormalize) -> None:
+        """
+        :param env: VecNormalize that gets the statistics, and keeps its settings
+        """
+        for rms, key in _rms(env):
             parts = [self.statistics.get(f"{key}.{part}") for part in PARTS]
             if all(part is not None for part in parts):
                 mean, var, count = parts
                 rms.mean, rms.var, rms.count = np.array(mean), np.array(var), float(np.asarray(count))
-        return env  # type: ignore[return-value]  # at least one of its layers is
+
+    def acting(self, env: VecEnv) -> VecNormalize:
+        """
+        An environment to act in: statistics stand still, rewards are as they are.
+
+        :param env: Vector environment
+        :return: VecNormalize
+        """
+        normalized = self.apply(env)
+        normalized.training, normalized.norm_reward = False, False
+        return normalized
 
     def observation_statistics(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """
@@ -115,6 +135,31 @@ class Normalization:
             for name in names
             if name != RETURN
         }
+
+
+def take_statistics(env: VecNormalize, data: ShardedDataset) -> None:
+    """
+    Give a VecNormalize that has seen nothing yet the statistics of recorded data; others keep theirs.
+
+    :param env: The model's VecNormalize
+    :param data: Recorded data, its observations and rewards as they are
+    :raises ValueError: for observations of other shapes than those that it normalises
+    """
+    unknown = [(rms, key) for rms, key in _rms(env) if rms.count < 1 and (key != RETURN or env.norm_reward)]
+    if not env.training or not unknown:
+        return
+    observations: Any = data.spread_observations() if any(key != RETURN for _, key in unknown) else None
+    for rms, key in unknown:
+        if key == RETURN:
+            rms.update(data.spread_returns(env.gamma))
+            continue
+        values = observations[key.removeprefix(f"{WHOLE}/")] if isinstance(observations, dict) else observations
+        if values.shape[1:] != rms.mean.shape:
+            raise ValueError(
+                f"The data's observations are {values.shape[1:]}, VecNormalize's {rms.mean.shape}: put it around "
+                "VecTransposeImage."
+            )
+        rms.update(values)
 
 
 def _rms(env: VecNormalize) -> list[tuple[RunningMeanStd, str]]:

@@ -1,5 +1,6 @@
 """Learning from recorded data alone: the part of MBDPO that needs no environment."""
 
+import numbers
 import time
 import warnings
 from collections import deque
@@ -16,9 +17,10 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
 from sb3_mbdpo.buffers import SequenceSamples
+from sb3_mbdpo.checkpoints import set_up
 from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.distributed_learning import StepsBar, callbacks_of
 from sb3_mbdpo.metrics import RunningMeans
@@ -27,6 +29,7 @@ from sb3_mbdpo.minari_export import export_minari
 from sb3_mbdpo.minari_sources import Dataset, check_same_spaces, common_spaces, episode_limit, open_tasks, task_data
 from sb3_mbdpo.multitask import MultiTaskAlgorithm
 from sb3_mbdpo.multitask_env import EnvSource, make_multitask_env
+from sb3_mbdpo.normalization import Normalization, take_statistics
 from sb3_mbdpo.offline_evaluation import OfflineEvaluation, TasksEvaluation, eval_envs
 from sb3_mbdpo.offline_tasks import (
     TaskWindows,
@@ -89,14 +92,15 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         gradient step (False stops) and ``on_training_end``; there are no rollouts, and their locals hold ``samples``
         instead of what an environment returned. ``learn()`` afterwards fine-tunes: it counts from zero and begins
         with ``learning_starts`` random steps, or goes on counting and acts for itself from the first step with
-        ``reset_num_timesteps=False``, where updates wait for nothing. ``warmup_updates`` are not done again.
+        ``reset_num_timesteps=False``, where updates begin as soon as more than ``learning_starts`` steps of both kinds
+        are counted. ``warmup_updates`` are not done again.
 
         A model with a seed draws each batch by the seed and the number of updates so far: training that was
         interrupted, loaded and continued with ``reset_num_timesteps=False`` is the training that was not.
 
         A model of several tasks learns from data of all or some of them, which are found by their names; its
         ``task_sampling`` decides how tasks share a batch. With ``normalize_observations`` tasks that have no statistics
-        of their observations yet get those of their data.
+        of their observations yet get those of their data, and so does a ``VecNormalize`` that has seen nothing yet.
 
         With several processes (see :func:`~sb3_mbdpo.distributed.process_group`) all call this with the same arguments
         on models of the same arguments. They begin with the first one's weights, share each batch of ``batch_size``
@@ -130,9 +134,10 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
             "gradient_steps": gradient_steps,
             "log_interval": log_interval,
             "eval_freq": eval_freq,
+            "n_eval_episodes": n_eval_episodes,
         }.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
         callbacks = callbacks_of(callback) if ranks.is_main else []
         with ranks.together():
             # Before what may be a long conversion
@@ -180,11 +185,16 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
                 self._log_offline()
             with ranks.together():
                 callback.on_training_end()
+        if envs is not None and envs is self.env:
+            # It was played in: the next learn() resets it
+            self._last_obs = None
         _close(envs, eval_env)
         return self
 
     def _normalize_by(self, data: ShardedDataset) -> None:
-        """Give tasks that have none the statistics of their data, where the model normalises."""
+        """Give what normalises and has no statistics yet those of the data."""
+        if self._vec_normalize_env is not None:
+            take_statistics(self._vec_normalize_env, data)
         if not self.normalize_observations:
             return
         self._set_tasks(with_statistics(self._require_tasks(), data))
@@ -231,9 +241,15 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         if isinstance(given, Mapping):
             raise ValueError("eval_env by task goes with models of several tasks: pass this one's environment alone.")
         made = self._like_own_env() if isinstance(given, bool) else maybe_make_env(given, self.verbose)
-        wrapped = self._wrap_env(made, self.verbose)
-        utils.check_for_correct_spaces(wrapped, self.observation_space, self.action_space)
-        return wrapped
+        return self._as_seen(self._wrap_env(made, self.verbose))
+
+    def _as_seen(self, env: VecEnv) -> VecEnv:
+        """An environment to act in, with the model's statistics where it has no VecNormalize of its own."""
+        statistics = Normalization.of(self._vec_normalize_env) or cast("MBDPO", self)._normalization
+        if statistics is not None and unwrap_vec_normalize(env) is None:
+            env = statistics.acting(env)
+        utils.check_for_correct_spaces(env, self.observation_space, self.action_space)
+        return env
 
     def _like_own_env(self) -> gym.Env:
         spec = self.env.get_attr("spec", 0)[0] if self.env is not None and self.env.has_attr("spec") else None
@@ -244,6 +260,11 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
     def _open_data(self, dataset: OfflineData, shards_dir: str | Path | None) -> ShardedDataset:
         """The data as shards of this model's horizon and device; what can be is checked before a long conversion."""
         tasks = self.tasks
+        if self._vec_normalize_env is None and cast("MBDPO", self)._normalization is not None:
+            raise ValueError(
+                "This model has learned from what VecNormalize made of observations and rewards: give it an "
+                "environment first, from_pretrained(..., env=env), whose statistics the data is normalised by."
+            )
         if self.normalize_observations and self._n_updates > 0 and not self._require_tasks().normalizes:
             raise ValueError(
                 "This model has learned from observations as they are, it cannot have them normalised now: load it "
@@ -354,7 +375,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         model = cls(policy, None, _init_setup_model=False, **kwargs)  # type: ignore[arg-type, call-arg]
         model.observation_space, model.action_space = pair
         model.n_envs = 1
-        model._setup_model()
+        set_up(cast("MBDPO", model), to_act=True, initialize=True)
         return model
 
     @classmethod

@@ -26,10 +26,10 @@ from sb3_mbdpo.learning_commands import (
     add_shared_arguments,
     learn_and_save,
     model_arguments,
-    model_file,
     offline_data,
     positive,
     run_command,
+    target_file,
 )
 from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.offline import OfflineData
@@ -104,7 +104,7 @@ def pretrain(argv: Sequence[str] | None = None) -> int:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    path = model_file(args.save)
+    path = target_file(args.save)
     with process_group(args.timeout) as ranks:
         with ranks.together():
             data = offline_data(args.data, args.shards_dir)

@@ -1,18 +1,22 @@
 """Evaluation while learning offline, on the scale of the data's reference scores where it has some."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_mbdpo.multitask_env import EnvSource, MultiTaskEnv, make_env
+from sb3_mbdpo.normalization import Normalization
 from sb3_mbdpo.shard_format import TaskData
 from sb3_mbdpo.task_scores import evaluate_tasks
 from sb3_mbdpo.tasks import TaskSet
+
+if TYPE_CHECKING:
+    from sb3_mbdpo.mbdpo import MBDPO
 
 
 class _Evaluation(BaseCallback):
@@ -26,14 +30,17 @@ class _Evaluation(BaseCallback):
     def __init__(self, eval_freq: int, n_eval_episodes: int):
         super().__init__()
         self.eval_freq, self.n_eval_episodes = eval_freq, n_eval_episodes
+        # Whether weights were evaluated of which an average takes the place at the end
+        self.of_raw_weights = False
 
     def _on_step(self) -> bool:
         if self.n_calls % self.eval_freq == 0:
+            self.of_raw_weights = cast("MBDPO", self.model)._after_update is not None
             self._evaluate()
         return True
 
     def _on_training_end(self) -> None:
-        if self.n_calls % self.eval_freq != 0:
+        if self.n_calls % self.eval_freq != 0 or self.of_raw_weights:
             self._evaluate()
 
     def _evaluate(self) -> None:
@@ -66,8 +73,9 @@ class OfflineEvaluation(_Evaluation):
         self.env, self.task = env, task
 
     def _evaluate(self) -> None:
-        if self.model.get_vec_normalize_env() is not None:
-            sync_envs_normalization(self.training_env, self.env)
+        statistics, layer = Normalization.of(self.model.get_vec_normalize_env()), unwrap_vec_normalize(self.env)
+        if statistics is not None and layer is not None:
+            statistics.fill(layer)
         rewards, lengths = evaluate_policy(
             self.model, self.env, self.n_eval_episodes, return_episode_rewards=True, warn=False
         )

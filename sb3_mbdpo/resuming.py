@@ -155,7 +155,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
             self.policy.graphs.clear()
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["learner", "_plans", "_restarts", "_metrics", "_rehearsal", "_after_update"]
+        own = ["learner", "_plans", "_restarts", "_metrics", "_rehearsal", "_after_update", "_task_sources"]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -90,10 +90,10 @@ class TaskData:
         A return on the scale from ``ref_min_score`` (0) to ``ref_max_score`` (1).
 
         :param episode_return: Undiscounted return
-        :return: None where the references are unknown or equal
+        :return: None where the references are unknown, or the first one is not lower
         """
         low, high = self.ref_min_score, self.ref_max_score
-        return None if low is None or high is None or low == high else (episode_return - low) / (high - low)
+        return None if low is None or high is None or low >= high else (episode_return - low) / (high - low)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ with the set. ``shard_writer`` writes such a folder.
 import mmap
 import zlib
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ VERIFY_BYTES = 2**30
 FAULT_BYTES = 2**16
 # Rows of a task from which its observations' mean and standard deviation are taken
 STATISTICS_ROWS = 100_000
+STATISTICS_BYTES = 2**28
 
 
 class _Rows:
@@ -172,22 +174,45 @@ class ShardedDataset:
         """
         self.rng = np.random.default_rng(seed)
 
-    def spread_observations(self, task: int, max_rows: int = STATISTICS_ROWS) -> np.ndarray:
+    def spread_observations(self, task: int | None = None, max_rows: int = STATISTICS_ROWS) -> Any:
         """
-        Flat observations spread evenly over a task's transitions: the same in every process, whatever was drawn before.
+        Observations spread evenly over a task's transitions: the same in every process, whatever was drawn before.
 
-        :param task: Index of a task that has episodes
-        :param max_rows: Most rows to read
-        :return: [N, W], N at most ``max_rows``
+        :param task: Index of a task that has episodes; None: all tasks
+        :param max_rows: Most rows to read; fewer where they are large
+        :return: [N, ...], N at most ``max_rows``, or a dict of these
         """
-        place = np.flatnonzero(np.unique(self.episode_tasks) == task)[0]
-        first, size = int(self._task_first[place]), int(self._task_size[place])
-        numbers = first + np.unique(np.linspace(0, size - 1, min(size, max_rows)).round().astype(np.int64))
+        first, size = 0, len(self)
+        if task is not None:
+            place = np.flatnonzero(np.unique(self.episode_tasks) == task)[0]
+            first, size = int(self._task_first[place]), int(self._task_size[place])
+        count = min(size, max_rows, max(STATISTICS_BYTES // self.description.row_bytes, 1))
+        numbers = first + np.unique(np.linspace(0, size - 1, count).round().astype(np.int64))
         episode, transition = self._locate(numbers)
-        (field,) = (field for field in self.description.fields if field.name == "observations")
-        values: np.ndarray = field.read(self._rows.take(transition + episode))
+        rows = self._rows.take(transition + episode)
+        fields = [field for field in self.description.fields if field.name == "observations"]
+        by_key = {field.key: field.read(rows) for field in fields}
         self._rows.release()
-        return values
+        return by_key.get(None, by_key)
+
+    def spread_returns(self, gamma: float, max_rows: int = STATISTICS_ROWS) -> np.ndarray:
+        """
+        What each reward adds to, going forward through an episode: x_t = gamma x_(t-1) + r_t, the quantity by whose
+        variance ``VecNormalize`` scales rewards.
+
+        :param gamma: Discount
+        :param max_rows: About how many rows to read, of episodes spread evenly over the set
+        :return: [N]
+        """
+        wanted = max(min(self.n_episodes, max_rows * self.n_episodes // len(self)), 1)
+        (field,) = (field for field in self.description.fields if field.name == "rewards")
+        found: list[float] = []
+        for episode in np.unique(np.linspace(0, self.n_episodes - 1, wanted).round().astype(np.int64)).tolist():
+            rows = np.arange(self._starts[episode], self._starts[episode + 1]) + episode
+            rewards = field.read(self._rows.take(rows)).reshape(-1).tolist()
+            found += accumulate(rewards, lambda total, reward: gamma * total + reward)
+        self._rows.release()
+        return np.asarray(found)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None, ranks: Ranks = ALONE) -> SequenceSamples:
         """

@@ -370,3 +370,6 @@ def check_task_indices(task_set: TaskSet, observation: Any) -> None:
     known = np.issubdtype(index.dtype, np.integer) and ((index >= 0) & (index < len(task_set))).all()
     if not known:
         raise ValueError(f"task must be whole numbers from 0 to {len(task_set) - 1}, got {observation[TASK_KEY]!r}.")
+    rows = math.prod(np.shape(observation[OBSERVATION_KEY])[:-1])
+    if index.size != rows:
+        raise ValueError(f"Each observation needs its task: got {rows} observation(s) and {index.size} task(s).")

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 
 from sb3_mbdpo import MBDPO, make_multitask_env
 from sb3_mbdpo.adaptation import PARTS, episode_windows, extend_embedding, random_episodes, set_trainable
@@ -115,6 +116,10 @@ def test_names_come_from_ids() -> None:
         (Leaning(), {"colour": "red"}, "colour"),
         (leaning_env(("up",)), {}, "DummyVecEnv"),
         (Leaning(), {"episodes": []}, "horizon"),
+        (Leaning(), {"episodes": "test/toy-v0"}, "must hold observations, actions and rewards"),
+        (Leaning(), {"learning_starts": "a"}, "learning_starts"),
+        (Leaning(), {"learning_starts": -5}, "learning_starts"),
+        (Leaning, {"like": "up", "n_envs": 10_000}, "buffer_size"),
     ],
 )
 def test_what_cannot_be_added_changes_nothing(env: Any, kwargs: dict[str, Any], words: str) -> None:
@@ -125,6 +130,35 @@ def test_what_cannot_be_added_changes_nothing(env: Any, kwargs: dict[str, Any], 
     assert model.tasks == LEANING and model.replay_buffer is buffer and model.env is training
     assert th.equal(before, flat_parameters(model.policy))
     assert all(p.requires_grad for p in model.policy.world_model.prior.parameters())
+
+
+def test_a_task_of_a_given_environment_is_evaluated_in_another_like_it(tmp_path: Path) -> None:
+    model = leaning_model()
+    envs = {"up": Leaning, "down": Leaning, "wide": LEANING_ENVS["wide"]}
+    with pytest.raises(ValueError, match=r"no environment for \['up', 'down', 'wide'\]"):
+        model.evaluate_tasks(1)
+    given = gym.make("Pendulum-v1", g=7.0, max_episode_steps=5)
+    model.add_task(given, name="light", like="up", learning_starts=4)
+    model.learn(6)
+    before = model._last_obs
+    scores = model.evaluate_tasks(1, names=["light"])
+    assert scores[0].name == "light" and scores[0].lengths == (5,)
+    # The training environment is in the middle of an episode, and stays there
+    assert model._last_obs is before and given.get_wrapper_attr("_elapsed_steps") == 1
+    assert [score.name for score in model.evaluate_tasks(1, envs)] == ["up", "down", "wide"]
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="no environment for"):
+        MBDPO.load(tmp_path / "model", device="cpu").evaluate_tasks(1, names=["light"])
+
+
+def test_action_noise_follows_the_number_of_environments() -> None:
+    noise = NormalActionNoise(np.zeros(3), np.full(3, 0.1))
+    model = leaning_model(action_noise=noise).learn(12)
+    model.add_task("Pendulum-v1", like="up", learning_starts=2)
+    model.learn(6)
+    assert model.action_noise is noise
+    model.add_task("Pendulum-v1", name="two", like="up", learning_starts=2, n_envs=2)
+    assert isinstance(model.learn(6).action_noise, VectorizedActionNoise)
 
 
 @pytest.mark.parametrize(

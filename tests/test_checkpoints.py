@@ -406,3 +406,27 @@ def test_whatever_stands_in_a_config_a_model_is_built_or_one_sentence_said(kind:
             refused += 1
             assert "\n" not in str(error), (place, error)
     assert refused > 60
+
+
+def test_misspelt_and_idle_arguments_are_refused_before_any_work(tmp_path: Path) -> None:
+    model = trained("vector", steps=1)
+    for wrong, error, words in (
+        ({"includ_optimizer": True}, TypeError, "no argument includ_optimizer"),
+        ({"commit_message": "one"}, TypeError, "commit_message of save_pretrained goes with push_to_hub=True"),
+        ({"push_to_hub": True, "token": "x", "n_eval_episodes": 2}, ValueError, "needs repo_id"),
+    ):
+        with pytest.raises(error, match=words):
+            model.save_pretrained(tmp_path / "model", **wrong)
+    assert not (tmp_path / "model").exists()
+
+
+def test_steps_counted_offline_are_still_counted(tmp_path: Path) -> None:
+    model = trained("vector", steps=1)
+    model._counts_offline_steps = True
+    model.save_pretrained(tmp_path, include_optimizer=True)
+    assert MBDPO.from_pretrained(tmp_path, device="cpu")._counts_offline_steps
+    config = json.loads((tmp_path / "config.json").read_text())
+    # Checkpoints from before it was written down
+    del config["state"]["counts_offline_steps"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert not MBDPO.from_pretrained(tmp_path, device="cpu")._counts_offline_steps

@@ -161,6 +161,13 @@ def test_sets_are_not_mixed(tmp_path: Path) -> None:
         convert_chunks(files, tmp_path / "set")
 
 
+def test_one_file_may_be_given_alone(tmp_path: Path) -> None:
+    alone, listed = (CHUNKS / "chunk_mt30.pt", [CHUNKS / "chunk_mt30.pt"])
+    assert len(ShardedDataset(convert_chunks(str(alone), tmp_path / "a"))) == len(
+        ShardedDataset(convert_chunks(listed, tmp_path / "b"))
+    )
+
+
 def test_only_two_names_are_allowed_and_only_while_reading() -> None:
     assert [name for _, name in ALLOWED] == ["tensordict._td.TensorDict", "tensordict._reductions._make_td"]
     before = set(th.serialization.get_safe_globals())

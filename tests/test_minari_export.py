@@ -128,6 +128,10 @@ def test_reference_scores_are_measured_on_request() -> None:
     assert metadata["ref_max_score"] != metadata["ref_min_score"]
     assert model._last_obs is None
     assert model.to_minari("test/toy-v2", ref_max_score=7.0, n_ref_episodes=2).storage.metadata["ref_max_score"] == 7.0
+    # Of an agent that is worse than chance
+    with pytest.warns(UserWarning, match="gets no reference scores: -99"):
+        metadata = model.to_minari("test/toy-v3", ref_max_score=-99.0, n_ref_episodes=2).storage.metadata
+    assert "ref_min_score" not in metadata and "ref_max_score" not in metadata
 
 
 def test_fresh_episodes_by_the_agent() -> None:
@@ -221,6 +225,11 @@ def test_what_cannot_be_exported() -> None:
     model.learn(12)
     with pytest.raises(ValueError, match='source must be "replay_buffer" or "agent"'):
         model.to_minari("test/toy-v0", source="buffer")
+    for counts in ({"n_episodes": 0}, {"n_episodes": -2}, {"n_ref_episodes": -1}, {"n_ref_episodes": 2.5}):
+        with pytest.raises(ValueError, match="must be a whole number of at least"):
+            model.to_minari("test/toy-v0", source="agent", **counts)
+    with pytest.raises(ValueError, match="ref_min_score must be lower than ref_max_score"):
+        model.to_minari("test/toy-v0", ref_min_score=2.0, ref_max_score=1.0)
     for bad in ("toy", "t/toy-v0", "test/toy", "test toy-v0", "../toy-v0"):
         with pytest.raises(ValueError, match="dataset_id must look like"):
             model.to_minari(bad)

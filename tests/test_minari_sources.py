@@ -92,6 +92,9 @@ def test_what_is_known_without_reading_episodes() -> None:
         ref_min_score=0.0,
     )
     assert episode_limit(open_tasks("test/env-v0")) == 200
+    # Scores in no order are no scale
+    record("test/upside-down-v0", ref_max_score=-2.0, ref_min_score=0.0)
+    assert ShardedDataset(convert_minari("test/upside-down-v0")).tasks[0].ref_min_score is None
     task = ShardedDataset(convert_minari("test/env-v0")).tasks[0]
     assert (task.max_episode_length, task.ref_min_score, task.ref_max_score) == (200, 0.0, 2.0)
 

@@ -198,7 +198,13 @@ def test_the_search_discounts_by_task() -> None:
 def test_observations_without_a_known_task_are_refused() -> None:
     policy = multitask_policy()
     observation = leaning_observations([0, 1])
-    for wrong in (observation["observation"], observation | {"task": np.array([0, 3])}):
+    short = {"observation": observation["observation"][0], "task": np.array([0, 1])}
+    for wrong in (
+        observation["observation"],
+        observation | {"task": np.array([0, 3])},
+        observation | {"task": [0]},
+        short,
+    ):
         with pytest.raises(ValueError, match="task"):
             policy.predict(wrong)
 

@@ -76,6 +76,8 @@ def test_unknown_tasks_and_sources() -> None:
         make_env(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="wide"):
         make_multitask_env(LEANING, LEANING_ENVS | {"wid": LEANING_ENVS["wide"]})
+    with pytest.raises(ValueError, match="names is empty"):
+        make_multitask_env(LEANING, LEANING_ENVS, names=[])
 
 
 def test_a_vector_of_different_tasks() -> None:

@@ -368,13 +368,19 @@ def test_what_else_is_refused() -> None:
         {"gradient_steps": 0},
         {"gradient_steps": 2, "log_interval": 0},
         {"gradient_steps": 2, "eval_freq": 0},
+        {"gradient_steps": 2, "n_eval_episodes": 0},
+        {"gradient_steps": 2.5},
+        {"gradient_steps": "2"},
     ):
-        with pytest.raises(ValueError, match="must be at least 1"):
+        with pytest.raises(ValueError, match="must be a whole number of at least 1"):
             model.learn_offline("test/toy-v0", **arguments)
     with pytest.raises(ValueError, match="spaces do not match"):
         model.learn_offline("test/toy-v0", 2, eval_env=ToyEnv(IMAGE))
     with pytest.raises(ValueError, match="minari download test/none-v0"):
         model.learn_offline("test/none-v0", 2)
+    shards = str(convert_minari("test/toy-v0"))
+    with pytest.raises(ValueError, match="is a folder of shards: pass ShardedDataset"):
+        model.learn_offline(shards, 2)
     with pytest.raises(ValueError, match=r"of the tasks \['walk', 'run'\], this model of a single one"):
         model.learn_offline({"walk": "test/toy-v0", "run": "test/toy-v0"}, 2)
     with pytest.raises(ValueError, match="are for models of several tasks"):

@@ -263,6 +263,9 @@ def test_checkpoints_stand_when_something_fails(tmp_path: Path, monkeypatch: pyt
         (["test/none-v0", "--save", "x"], 1, "minari download test/none-v0"),
         (["none.pt", "--save", "x"], 1, "download the chunk first"),
         (["test/slow-v0", "--save", "x", "--set", "horizon=0"], 1, "horizon must be"),
+        (["test/slow-v0", "--save", "file/x"], 2, "is no folder"),
+        (["test/slow-v0", "--save", "new/"], 2, "is a folder: name the file"),
+        (["test/slow-v0", "--save", "."], 2, "is a folder: name the file"),
         (["test/slow-v0", "--save", "x", "--reference-batch-size", "8"], 2, "pass sqrt or linear"),
         (
             ["test/slow-v0", "--save", "x", "--scale-learning-rate", "sqrt", "--set", "learning_rate=fast"],
@@ -280,11 +283,12 @@ def test_what_pretraining_refuses(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     assert pretrain(arguments) == code
     said = capsys.readouterr().err
     assert words in said and said.count("mbdpo pretrain: error:") == 1
     assert code == 2 or len(said.splitlines()) == 1
-    assert not (tmp_path / "x.zip").exists()
+    assert [entry.name for entry in tmp_path.iterdir() if entry.is_file()] == ["file"]
 
 
 def test_what_is_there_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,6 +316,7 @@ def test_what_fine_tuning_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--model", several, "--env", "Pendulum-v1", "--like", "fast", "--task", "fast"], 2, "not allowed with"),
         (["--model", several, "--env", "Pendulum-v1", "--trainable", "all"], 2, "invalid choice"),
         (["--model", several, "--env", "Nothing-v0"], 1, "Nothing"),
+        (["--model", several, "--env", "Nothing-v0", "--rehearse", "none.pt"], 1, "Nothing"),
         (["--model", several, "--env", "LunarLander-v3"], 1, "mbdpo finetune: error"),
         (["--model", one, "--env", "Pendulum-v1", "--like", "fast"], 2, "leave out --like"),
         (["--model", one, "--env", "Pendulum-v1", "--average-weights", "1"], 2, "between 0 and 1"),

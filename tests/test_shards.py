@@ -168,6 +168,20 @@ def test_observation_statistics_by_task(tmp_path: Path) -> None:
         assert np.abs(np.subtract(few, mean)).max() < 3 * np.max(std) and data.rng.bit_generator.state == state
 
 
+def test_discounted_sums_as_vec_normalize_keeps_them(folder: Path) -> None:
+    data = ShardedDataset(folder)
+    expected = []
+    for episode in numbered():
+        total = 0.0
+        for reward in episode[2]:
+            total = 0.5 * total + reward
+            expected.append(total)
+    np.testing.assert_allclose(data.spread_returns(0.5), expected)
+    # Of some episodes, the first and the last among them
+    few = data.spread_returns(0.5, max_rows=len(data) // 2)
+    assert len(few) < len(expected) and few[0] == expected[0] and few[-1] == expected[-1]
+
+
 @pytest.mark.parametrize("name", ["rows-00000.bin", "lengths.bin", "terminated.bin"])
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone"])
 def test_damaged_files_are_named(folder: Path, name: str, harm: str) -> None:
