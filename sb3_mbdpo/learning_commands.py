@@ -175,7 +175,7 @@ def target_file(path: str) -> Path:
     :raises ArgumentsError: if it cannot be written there, before any work
     """
     file = model_file(path)
-    if path.endswith(("/", os.sep)) or file.is_dir():
+    if path.endswith(("/", os.sep)) or Path(path).name in ("", "..") or file.is_dir():
         raise ArgumentsError(f"--save {path} is a folder: name the file that the model goes to.")
     folder = next(parent for parent in file.absolute().parents if parent.exists())
     if not folder.is_dir():
