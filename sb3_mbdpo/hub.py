@@ -70,9 +70,9 @@ class HubAlgorithm(MultiTaskAlgorithm):
         :raises ValueError: if it does not fit
         """
         super().set_env(env, force_reset)
-        if self._acts_only:
+        if self._acts_only and self.replay_buffer is not None and self.replay_buffer.size() == 0:
             self._empty_buffer(self.n_envs)
-            self._acts_only = False
+        self._acts_only = False
 
     def save_pretrained(
         self,

@@ -155,8 +155,9 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
             self.policy.graphs.clear()
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["learner", "_plans", "_restarts", "_metrics", "_rehearsal", "_after_update", "_task_sources"]
-        return [*super()._excluded_save_params(), *own]
+        own = ["learner", "_plans", "_restarts", "_metrics", "_rehearsal", "_after_update"]
+        # Loaded from a file, a model has no functions of its own, and all the room for replay
+        return [*super()._excluded_save_params(), *own, "_task_sources", "_acts_only"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer", "policy.prior_optimizer"]

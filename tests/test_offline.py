@@ -207,14 +207,22 @@ def test_online_learning_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (model.num_timesteps, len(random_steps)) == (10, 6)
 
 
-def test_a_model_without_environment_is_given_one() -> None:
+def test_a_model_without_environment_is_given_one(tmp_path: Path) -> None:
     record("test/toy-v0")
-    model = MBDPO.from_minari("test/toy-v0", learning_starts=5, **DEBUG).learn_offline("test/toy-v0", 3)
+    arguments = DEBUG | {"buffer_size": 20_000, "learning_starts": 5}
+    model = MBDPO.from_minari("test/toy-v0", **arguments).learn_offline("test/toy-v0", 3)
     with pytest.raises(AssertionError, match="must set the environment"):
         model.learn(3)
+    assert model.replay_buffer.rewards.size < model.buffer_size
+    model.save(tmp_path / "model")
     model.set_env(ToyEnv(VECTOR, UNEVEN))
+    assert model.replay_buffer.rewards.size == model.buffer_size
     model.learn(10)
     assert (model.num_timesteps, model._n_updates) == (10, 8)
+    # What was saved has room, and keeps what it collects whatever environment follows
+    loaded = MBDPO.load(tmp_path / "model", env=ToyEnv(VECTOR, UNEVEN), device="cpu").learn(10)
+    loaded.set_env(ToyEnv(VECTOR, UNEVEN))
+    assert loaded.replay_buffer.size() == 10
 
 
 # --- callbacks, logs, evaluation -----------------------------------------------------------------------------------

@@ -100,6 +100,11 @@ def test_scaled_actions_reach_both_bounds() -> None:
 # --- plans as state -------------------------------------------------------------------------------------------------
 
 
+def test_a_batch_of_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one observation"):
+        make_policy(VECTOR).predict(np.zeros((0, 3), np.float32))
+
+
 def test_state_is_the_warm_start() -> None:
     policy = make_policy(horizon=3)
     _, plans = policy.predict(OBSERVATIONS, deterministic=True)
