@@ -148,13 +148,26 @@ def leaving(data: Path, saved: Path) -> tuple[int, str]:
 
 def test_a_full_disk_at_the_first_process_ends_all(tmp_path: Path) -> None:
     data, file = toy_shards(tmp_path / "data"), tmp_path / "file"
-    file.write_text("a file, no folder")
-    results = launch(
-        command, 2, [str(data), "--steps", "9", "--save", f"{file}/model", "--checkpoint-every", "2", *SMALL]
-    )
+    results = launch(blocking, 2, data, file)
     for code, said in results:
         assert code == 1 and str(file) in said
     assert "process 0 has failed" in results[1][1]
+    # What is in the way from the start is told by each of them
+    results = launch(blocking, 2, data, file)
+    assert [code for code, _ in results] == [2, 2] and all("is no folder" in said for _, said in results)
+
+
+def blocking(data: Path, file: Path) -> tuple[int, str]:
+    """Where the first checkpoint goes, something else has come to be by then."""
+    update = Learner.update
+
+    def block(self: Learner, samples: Any, index: int = 0) -> Any:
+        if index == 1 and os.environ["RANK"] == "0":
+            file.write_text("a file, no folder")
+        return update(self, samples, index)
+
+    Learner.update = block  # type: ignore[method-assign]
+    return command([str(data), "--steps", "9", "--save", f"{file}/model", "--checkpoint-every", "2", *SMALL])
 
 
 def test_what_is_refused_in_every_process(tmp_path: Path) -> None:

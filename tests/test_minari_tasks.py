@@ -68,9 +68,10 @@ def test_what_was_exported_is_learned_again(model: MBDPO) -> None:
 
 
 def test_the_agent_plays_one_task(model: MBDPO) -> None:
-    dataset = model.to_minari("test/played-v0", "agent", n_episodes=2, task="wide", ref_min_score=0.0, n_ref_episodes=1)
+    scores = {"ref_min_score": -100.0, "n_ref_episodes": 1}
+    dataset = model.to_minari("test/played-v0", "agent", n_episodes=2, task="wide", **scores)
     assert dataset.total_episodes == 2 and [len(episode.rewards) for episode in dataset] == [7, 7]
-    assert dataset.observation_space.shape == (4,) and dataset.storage.metadata["ref_min_score"] == 0.0
+    assert dataset.observation_space.shape == (4,) and dataset.storage.metadata["ref_min_score"] == -100.0
     expected = MultiTaskEnv(gym.make(WIDE), model.tasks, "wide")  # type: ignore[arg-type]
     first, _ = expected.reset()
     assert dataset[0].observations[0].shape == first["observation"][:4].shape
