@@ -124,7 +124,8 @@ def _check(model: MBDPO, args: argparse.Namespace) -> None:
     if args.task is None and args.env is None:
         raise ArgumentsError("Pass the environment, --env ID.")
     if args.env is not None:
-        gym.spec(args.env)
+        # An id without its version, or behind a module's name, is one too
+        gym.make(args.env).close()
     if tasks is None:
         given = [name for name in ("task", "like", "name", "trainable") if getattr(args, name) is not None]
         if given:

@@ -316,6 +316,7 @@ def test_what_fine_tuning_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--model", several, "--env", "Pendulum-v1", "--like", "fast", "--task", "fast"], 2, "not allowed with"),
         (["--model", several, "--env", "Pendulum-v1", "--trainable", "all"], 2, "invalid choice"),
         (["--model", several, "--env", "Nothing-v0"], 1, "Nothing"),
+        (["--model", several, "--env", "nothing.here:Nothing-v0"], 1, "nothing"),
         (["--model", several, "--env", "Nothing-v0", "--rehearse", "none.pt"], 1, "Nothing"),
         (["--model", several, "--env", "LunarLander-v3"], 1, "mbdpo finetune: error"),
         (["--model", one, "--env", "Pendulum-v1", "--like", "fast"], 2, "leave out --like"),
