@@ -140,10 +140,6 @@ def export_minari(
         created.storage.update_metadata(_own_metadata(model, source, ref_min_score, ref_max_score))
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
-        for folder in [parent for parent in path.parents if minari_root() in parent.parents]:
-            # Namespaces that were made for it
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
         raise
     return cast("MinariDataset", minari.load_dataset(dataset_id))
 

@@ -252,7 +252,7 @@ def test_nothing_half_written_stays(minari_cache: Path, monkeypatch: pytest.Monk
         real = sb3_mbdpo.minari_export._recorded  # type: ignore[attr-defined]
         patch.setattr("sb3_mbdpo.minari_export._recorded", lambda e, m: stop(real(e, m)))
         model.to_minari("test/toy-v0")
-    assert not (minari_cache / "test").exists()
+    assert not (minari_cache / "test" / "toy-v0").exists()
     # A process that was killed leaves a folder that counts no episode
     dataset = model.to_minari("test/toy-v0")
     dataset.storage.update_metadata({"total_episodes": 0})
