@@ -130,10 +130,12 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
 
     def _empty_buffer(self, n_envs: int) -> None:
         """Begin a replay buffer for the present spaces; its random generator goes on."""
-        previous, self.n_envs = self.replay_buffer, n_envs
-        self.replay_buffer = self._new_buffer(n_envs, self.observation_space)
-        if previous is not None:
-            self.replay_buffer.rng = previous.rng
+        self._begin_buffer(self._new_buffer(n_envs, self.observation_space))
+
+    def _begin_buffer(self, buffer: SequenceReplayBuffer) -> None:
+        if self.replay_buffer is not None:
+            buffer.rng = self.replay_buffer.rng
+        self.replay_buffer, self.n_envs = buffer, buffer.n_envs
         if isinstance(self.action_noise, VectorizedActionNoise):
             # learn() makes as many of it as there are environments, if it has not done so already
             self.action_noise = self.action_noise.base_noise
@@ -293,7 +295,7 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
             source, errors = self._nearest(tasks, wrapped, episodes)
         extended = self._with_new_statistics(extended, name, source, inner, episodes, n_episodes)
         # Refuses a number of environments that it has no room for
-        self._new_buffer(n_envs, extended.observation_space)
+        buffer = self._new_buffer(n_envs, extended.observation_space)
         # Nothing has changed so far, and nothing can fail from here on
         index = None if source is None else tasks.index(source)
         extend_embedding(self.policy.world_model, extended[name].action_dim, index, self.policy.generator)
@@ -306,7 +308,7 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         length = extended[name].episode_length or UNKNOWN_EPISODE_LENGTH
         self.learning_starts = length if learning_starts is None else learning_starts
         vector = DummyVecEnv([lambda copy=copy: Monitor(copy) for copy in copies])  # type: ignore[misc]
-        self._empty_buffer(n_envs)
+        self._begin_buffer(buffer)
         self.set_env(vector)
         if self.seed is not None:
             vector.seed(self.seed)

@@ -149,16 +149,17 @@ def take_statistics(env: VecNormalize, data: ShardedDataset) -> None:
     if not env.training or not unknown:
         return
     observations: Any = data.spread_observations() if any(key != RETURN for _, key in unknown) else None
+    found = []
     for rms, key in unknown:
-        if key == RETURN:
-            rms.update(data.spread_returns(env.gamma))
-            continue
         values = observations[key.removeprefix(f"{WHOLE}/")] if isinstance(observations, dict) else observations
+        values = data.spread_returns(env.gamma) if key == RETURN else values
         if values.shape[1:] != rms.mean.shape:
             raise ValueError(
-                f"The data's observations are {values.shape[1:]}, VecNormalize's {rms.mean.shape}: put it around "
-                "VecTransposeImage."
+                f"The data's observations are of shape {values.shape[1:]}, those that VecNormalize sees of "
+                f"{rms.mean.shape}: wrap in VecNormalize last, around the wrappers that change observations."
             )
+        found.append((rms, values))
+    for rms, values in found:
         rms.update(values)
 
 

@@ -4,9 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbdpo import MBDPO, ShardedDataset, WeightAveraging, convert_minari
+from sb3_mbdpo.normalization import take_statistics
 from tests.fakes import UNEVEN, VECTOR, ToyEnv, flat_parameters, toy_envs
 from tests.recordings import record
 from tests.test_offline import DEBUG, logged
@@ -62,6 +64,15 @@ def test_normalised_environments_normalise_the_data() -> None:
     mean = env.obs_rms.mean.copy()
     model.learn_offline(record("test/other-v0"), 2)
     np.testing.assert_array_equal(env.obs_rms.mean, mean)
+
+
+def test_statistics_of_other_shapes_are_refused_before_any_is_taken() -> None:
+    record("test/toy-v0", observation_space=spaces.Box(-1.0, 1.0, (6,), np.float32))
+    inner = VecNormalize(toy_envs(1, action_space=UNEVEN))
+    data = ShardedDataset(convert_minari("test/toy-v0"))
+    with pytest.raises(ValueError, match=r"shape \(6,\), .* of \(3,\): wrap in VecNormalize last"):
+        take_statistics(inner, data)
+    assert inner.ret_rms.count < 1
 
 
 def test_an_environment_to_evaluate_in_is_normalised_like_the_models() -> None:
