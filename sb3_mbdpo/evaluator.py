@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch as th
 
-from sb3_mbdpo.hardware import HAS_TRITON, on_accelerator
+from sb3_mbdpo.hardware import fuses, on_accelerator
 from sb3_mbdpo.head_stacks import HeadStack, Layer, head_layers, member_layers, stack_heads
-from sb3_mbdpo.layers import ALIGNED, NormedLinear, SimNorm, pad_end
+from sb3_mbdpo.layers import ALIGNED, NormedLinear, SimNorm
 from sb3_mbdpo.world_model import WorldModel
 
 if TYPE_CHECKING:
@@ -136,35 +136,31 @@ class Evaluator:
         :param actions: [B, N, H, A]
         :return: latents at t = 1 .. H, [B N, L] each, and rewards plus weighted energies at t = 0 .. H - 1 [H, B N]
         """
-        count = actions.shape[1]
-        moves = list(actions.permute(2, 0, 1, 3).flatten(1, 2))
+        horizon, moves = actions.shape[2], actions.flatten(0, 1)
         heads = [(stack, k) for stack in self.steps for k in range(len(stack.outputs))]
-        later = on_accelerator(actions) and len(moves[0]) <= FEW_ROWS
+        later = on_accelerator(actions) and len(moves) <= FEW_ROWS
         latents: list[th.Tensor] = []
         outputs: list[list[th.Tensor]] = []
-        # All candidates of a row start from one latent
         pairs = zip(self.steps, self.starts, strict=True)
-        starts = ((stack, stack.hidden(self._rows(x, count), moves[0], stack.action)) for stack, x in pairs)
-        hidden = [part for stack, h in starts for part in stack.each(h)]
-        for move in [*moves[1:], None]:
+        hidden = [part for stack, start in pairs for part in stack.parts(start, None, moves, 0)]
+        for t in range(1, horizon + 1):
             rest = list(zip(heads, hidden, strict=True))[1:]
-            outputs.append([h if later else stack.output(k, h) for (stack, k), h in rest])
-            z, joined = self._next_latent(hidden[0], move)
+            outputs.append([h if later else stack.scalars(k, h, self.model.two_hot) for (stack, k), h in rest])
+            z = self._next_latent(hidden[0])
             latents.append(z)
-            if move is not None:
-                hidden = [part for stack in self.steps for part in stack.each(self._moving(stack, joined, count))]
-        logits, *energies = (th.stack(values) for values in zip(*outputs, strict=True))
+            if t < horizon:
+                hidden = [part for stack in self.steps for part in stack.parts(stack.shared, z, moves, t)]
+        rewards, *energies = (th.stack(values) for values in zip(*outputs, strict=True))
         if later:
-            logits, *energies = (
-                stack.output(k, h.flatten(0, 1)).unflatten(0, h.shape[:2])
-                for (stack, k), h in zip(heads[1:], (logits, *energies), strict=True)
+            rewards, *energies = (
+                stack.scalars(k, h.flatten(0, 1), self.model.two_hot).unflatten(0, h.shape[:2])
+                for (stack, k), h in zip(heads[1:], (rewards, *energies), strict=True)
             )
-        rewards = self.model.two_hot.decode(logits)
         if energies:
             bonus = self.config.energy_coef * self.model.scale_energy(energies[0])
             in_range = self.config.energy_unit == "value_range"
             rewards = rewards + (bonus * self.model.prior_scale if in_range else bonus)
-        return latents, rewards.squeeze(-1)
+        return latents, rewards
 
     def terminal_value(self, z: th.Tensor, count: int) -> th.Tensor:
         """
@@ -174,42 +170,23 @@ class Evaluator:
         :param count: Candidates N of a row
         :return: [B N]
         """
-        params = self.prior.output(0, self.prior.hidden(self._rows(self.prior.shared, count), z, self.prior.latent))
+        params = self.prior.output(0, self.prior.hidden(self.prior.shared, z))
         action, mask = params[:, : self.model.action_dim].tanh(), self.model.mask(self.task)
         action = action if mask is None else action * mask.repeat_interleave(count, 0)
-        x = th.cat([z, action], dim=-1)
-        logits = [stack.all_outputs(self._moving(stack, x, count)) for stack in self.critics]
-        return self.model.two_hot.decode(th.cat(logits)).mean(0).squeeze(-1)
+        hidden = [stack.hidden(stack.shared, z, action[:, None]) for stack in self.critics]
+        two_hot = self.model.two_hot
+        return th.cat([s.all_scalars(h, two_hot) for s, h in zip(self.critics, hidden, strict=True)]).mean(0)
 
-    def _moving(self, stack: HeadStack, x: th.Tensor, count: int) -> th.Tensor:
-        """What output layers read, where each candidate has a latent of its own: beside its action."""
-        return stack.hidden(self._rows(stack.shared, count), x, stack.moving)
-
-    @staticmethod
-    def _rows(shared: th.Tensor, count: int) -> th.Tensor:
-        """A row for each of N candidates, where there is more than one to share: [(G,) B N, M]."""
-        return shared if shared.shape[-2] == 1 else shared.repeat_interleave(count, -2)
-
-    def _next_latent(self, hidden: th.Tensor, move: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
-        """
-        :param hidden: What the output layer of the dynamics reads [B N, M]
-        :param move: Actions in the next latent [B N, A], None for no more
-        :return: the next latents [B N, L], and those beside the actions, as the next step reads them
-        """
+    def _next_latent(self, hidden: th.Tensor) -> th.Tensor:
+        """What follows from what the output layer of the dynamics reads [B N, M]: the next latents [B N, L]."""
         last, stack = self.model.dynamics[-1], self.steps[0]
         assert isinstance(last, NormedLinear)
         if not fuses_simplicial_norm(last, hidden):
-            z = last.normalise(stack.output(0, hidden))
-            return z, z if move is None else th.cat([z, move], dim=-1)
+            return last.normalise(stack.output(0, hidden))
         from sb3_mbdpo.triton_kernels import simplicial_norm
 
-        weight, bias = stack.outputs[0]
-        tail = hidden[:, :0] if move is None else pad_end(move, stack.action.shape[-2] - move.shape[-1])
-        group = cast(SimNorm, last.activation).group_size
-        joined = simplicial_norm(
-            hidden @ weight, bias[0], last.norm.weight, last.norm.bias, tail.to(stack.dtype), group, last.norm.eps
-        )
-        return joined[:, : last.norm.normalized_shape[0]], joined
+        (weight, bias), norm, group = stack.outputs[0], last.norm, cast(SimNorm, last.activation).group_size
+        return simplicial_norm(hidden @ weight, bias[0], norm.weight, norm.bias, group, norm.eps)
 
     def _alive(self, latents: list[th.Tensor], count: int) -> th.Tensor | None:
         """1 while no latent up to and including t + 1 looks terminal [H, B, N]; None for tasks that never end."""
@@ -229,6 +206,4 @@ def fuses_simplicial_norm(layer: NormedLinear, x: th.Tensor) -> bool:
     """
     width = layer.norm.normalized_shape[0]
     usual = isinstance(layer.activation, SimNorm) and layer.activation.group_size == 8 and width % ALIGNED == 0
-    # Who compiles has what Triton needs, a C compiler too
-    compiles = HAS_TRITON and th.compiler.is_compiling()
-    return usual and compiles and x.device.type == "cuda" and not th.is_grad_enabled()
+    return usual and fuses(x)

@@ -42,6 +42,17 @@ def on_accelerator(x: th.Tensor) -> bool:
     return x.device.type != "cpu"
 
 
+def fuses(x: th.Tensor) -> bool:
+    """
+    Whether kernels of our own do what lies between matrix products: where who compiles has what Triton needs, a C
+    compiler too.
+
+    :param x: What a layer reads
+    :return: True while compiling for a CUDA device, without gradient
+    """
+    return HAS_TRITON and x.device.type == "cuda" and th.compiler.is_compiling() and not th.is_grad_enabled()
+
+
 def resolve_dtype(argument: str, name: str, device: th.device) -> str:
     """
     :param argument: Name of the argument, for the error

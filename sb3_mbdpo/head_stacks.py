@@ -11,11 +11,13 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_mbdpo.hardware import on_accelerator
-from sb3_mbdpo.layers import MIN_ROWS, EnsembleMLP, NormedLinear, pad_end, to_align
+from sb3_mbdpo.hardware import fuses, on_accelerator
+from sb3_mbdpo.layers import MIN_ROWS, EnsembleMLP, Mish, NormedLinear, pad_end, to_align
+from sb3_mbdpo.two_hot import TwoHot
 
 # Weight [in, out] and bias [1, out]; a hidden layer also has gain and shift of its norm [1, out]
 Layer = tuple[th.Tensor, ...]
+EPS = 1e-5
 
 
 def head_layers(head: nn.Sequential) -> list[Layer]:
@@ -52,6 +54,8 @@ class HeadStack(NamedTuple):
     and both of them. ``shared`` is what it adds for all candidates of a row, bias and task [(G,) 1 or B, M]. ``norms``
     are gains and shifts, ``products`` weights and biases of the other hidden layers, ``outputs`` those of each head,
     ``widths`` the numbers of its outputs; ``joint`` is the output layer of all heads where one product serves them.
+    On accelerators, ``exact_action`` and ``reading`` are what kernels read: ``action`` and the output layer of a last
+    head with one output [M], in float32.
     """
 
     latent: th.Tensor
@@ -63,6 +67,8 @@ class HeadStack(NamedTuple):
     outputs: list[Layer]
     widths: list[int]
     joint: Layer | None
+    exact_action: th.Tensor | None
+    reading: Layer | None
     activation: nn.Module
 
     @property
@@ -79,20 +85,32 @@ class HeadStack(NamedTuple):
         """
         return _few_rows(self.shared, z.to(self.dtype), self.latent)
 
-    def hidden(self, shared: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
+    def hidden(
+        self, shared: th.Tensor, z: th.Tensor | None, moves: th.Tensor | None = None, step: int = 0
+    ) -> th.Tensor:
         """
         What the output layers read.
 
-        :param shared: ``shared`` or what :meth:`start` gave, a row for each of R or for all
-        :param x: The other part of the input [R, in]
-        :param weight: Its part of the first layer: ``moving``, ``action`` or ``latent``
+        :param shared: ``shared`` or what :meth:`start` gave, for R / S candidates of each of S rows [(G,) S, M]
+        :param z: Latents [R, L]; None where they are part of ``shared``
+        :param moves: Actions [R, H, A]; None for heads without
+        :param step: Which of them
         :return: [(G,) R, M]
         """
-        x = pad_end(x, weight.shape[-2] - x.shape[-1])
-        h = self._activate(_product(shared, x.to(self.dtype), weight), 0)
-        for i, (product, bias) in enumerate(self.products):
-            h = self._activate(_product(bias, h, product), i + 1)
-        return h
+        return self._layers(shared, z, moves, step)[0]
+
+    def parts(self, shared: th.Tensor, z: th.Tensor | None, moves: th.Tensor, step: int) -> list[th.Tensor]:
+        """
+        :meth:`hidden` of each head [R, M]; of a last one that has one output, that output [R] where a kernel gives it.
+
+        :param shared: As in :meth:`hidden`
+        :param z: As in :meth:`hidden`
+        :param moves: As in :meth:`hidden`
+        :param step: As in :meth:`hidden`
+        :return: One tensor for each head, as :meth:`scalars` takes it
+        """
+        h, outputs = self._layers(shared, z, moves, step, read=True)
+        return self.each(h) if outputs is None else [*h.unbind(), outputs]
 
     def each(self, h: th.Tensor) -> list[th.Tensor]:
         """
@@ -110,25 +128,101 @@ class HeadStack(NamedTuple):
         weight, bias = self.outputs[head]
         return _product(bias, h, weight)[:, : self.widths[head]].float()
 
-    def all_outputs(self, h: th.Tensor) -> th.Tensor:
+    def scalars(self, head: int, h: th.Tensor, two_hot: TwoHot) -> th.Tensor:
+        """
+        :param head: Number of a head
+        :param h: Its part [R, M], or its output, from :meth:`parts`
+        :param two_hot: What decodes outputs that are distributions
+        :return: Scalars [R], float32
+        """
+        if h.dim() == 1:
+            return h
+        if self.widths[head] == 1:
+            return self.output(head, h).squeeze(-1)
+        if not fuses(h):
+            return two_hot.decode(self.output(head, h)).squeeze(-1)
+        from sb3_mbdpo.triton_kernels import decoded
+
+        weight, bias = self.outputs[head]
+        return decoded((h @ weight)[None], bias, two_hot.bins)[0]
+
+    def all_scalars(self, h: th.Tensor, two_hot: TwoHot) -> th.Tensor:
         """
         :param h: From :meth:`hidden`
-        :return: Outputs of all heads, if they are as many of each [G, R, out], float32
+        :param two_hot: What decodes the outputs of all heads
+        :return: Scalars [G, R], float32
         """
         if self.joint is None:
-            return th.stack([self.output(k, part) for k, part in enumerate(self.each(h))])
+            return th.stack([self.scalars(k, part, two_hot) for k, part in enumerate(self.each(h))])
         weight, bias = self.joint
-        return _product(bias, h, weight)[..., : self.widths[0]].float()
+        if not fuses(h):
+            return two_hot.decode(_product(bias, h, weight)[..., : self.widths[0]].float()).squeeze(-1)
+        from sb3_mbdpo.triton_kernels import decoded
+
+        return decoded(_multiplied(h, weight), bias.flatten(1), two_hot.bins)
+
+    def _layers(
+        self, shared: th.Tensor, z: th.Tensor | None, moves: th.Tensor | None, step: int, read: bool = False
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """All hidden layers; with ``read``, where a kernel can, the last head's only output instead of its part."""
+        h, outputs = self._first(shared, z, moves, step), None
+        for i, (weight, bias) in enumerate(self.products, 1):
+            if not self._fused(h):
+                h = self._activate(_product(bias, h, weight), i)
+                continue
+            reading = self.reading if read and i == len(self.products) else None
+            h, outputs = self._kernel(_multiplied(h, weight), bias, i, reading=reading)
+        return h, outputs
+
+    def _first(self, shared: th.Tensor, z: th.Tensor | None, moves: th.Tensor | None, step: int) -> th.Tensor:
+        z = None if z is None else z.to(self.dtype)
+        if self._fused(shared):
+            from sb3_mbdpo.triton_kernels import MOST_ACTIONS
+
+            if moves is None or moves.shape[-1] <= MOST_ACTIONS:
+                product = None if z is None else _multiplied(z, self.latent)
+                return self._kernel(product, shared, 0, moves, step)[0]
+        if moves is None:
+            assert z is not None
+            x, weight = z, self.latent
+        else:
+            move = moves[:, step].to(self.dtype)
+            x, weight = (move, self.action) if z is None else (th.cat([z, move], dim=-1), self.moving)
+        product = _product(_rows(shared, len(x)), pad_end(x, weight.shape[-2] - x.shape[-1]), weight)
+        return self._activate(product, 0)
+
+    def _kernel(
+        self,
+        product: th.Tensor | None,
+        shared: th.Tensor,
+        layer: int,
+        moves: th.Tensor | None = None,
+        step: int = 0,
+        reading: Layer | None = None,
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """What follows the product of a hidden layer [(G,) R, M], and what the last head's output layer reads of it."""
+        from sb3_mbdpo.triton_kernels import normed_mish
+
+        gain, shift = (tensor.view(-1, tensor.shape[-1]) for tensor in self.norms[layer])
+        weight = None if moves is None else self.exact_action
+        product = None if product is None else _by_head(product)
+        found = normed_mish(product, _by_head(shared), gain, shift, EPS, moves, step, weight, *(reading or ()))
+        if reading is not None:
+            return found
+        return (found[0] if self.latent.dim() == 3 else found[0][0]), None
 
     def _activate(self, x: th.Tensor, layer: int) -> th.Tensor:
         gain, shift = self.norms[layer]
         x = x.float()
         if x.dim() == 2:
-            x = F.layer_norm(x, x.shape[-1:], gain[0], shift[0])
+            x = F.layer_norm(x, x.shape[-1:], gain[0], shift[0], EPS)
         else:
-            x = th.addcmul(shift, F.layer_norm(x, x.shape[-1:]), gain)
+            x = th.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), gain)
         activated: th.Tensor = self.activation(x)
         return activated.to(self.dtype)
+
+    def _fused(self, x: th.Tensor) -> bool:
+        return isinstance(self.activation, Mish) and fuses(x)
 
 
 def stack_heads(
@@ -151,6 +245,7 @@ def stack_heads(
     outputs = [_output(head[-1][0], head[-1][1], dtype) for head in heads]
     widths = [head[-1][1].shape[-1] for head in heads]
     alike = on_accelerator(first) and len(heads) > 1 and len(set(widths)) == 1
+    reads = on_accelerator(first) and len(heads) > 1 and widths[-1] == 1
     return HeadStack(
         latent,
         action,
@@ -161,6 +256,8 @@ def stack_heads(
         outputs,
         widths,
         _stack(outputs) if alike else None,
+        _by_head(action).float().contiguous() if on_accelerator(first) else None,
+        tuple(tensor[..., 0].float().contiguous() for tensor in outputs[-1]) if reads else None,
         activation,
     )
 
@@ -174,19 +271,33 @@ def _stack(layers: Sequence[Layer]) -> Layer:
     return layers[0] if len(layers) == 1 else tuple(th.stack(tensors) for tensors in zip(*layers, strict=True))
 
 
+def _rows(shared: th.Tensor, rows: int) -> th.Tensor:
+    """What R / S candidates of each of S rows share, a row for each where there is more than one to share."""
+    count = shared.shape[-2]
+    return shared if count in (1, rows) else shared.repeat_interleave(rows // count, -2)
+
+
 def _product(bias: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
     """Bias plus [(G,) R, in] times [(G,) in, out]; all heads of a stack read an input that has no G."""
     if on_accelerator(x):
         # Compiled, the sum is part of what follows; within the product, a bias of all rows is first copied to each
-        product = x @ weight if weight.dim() == 2 else th.bmm(x.expand(len(weight), -1, -1), weight)
-        return product + bias
+        return _multiplied(x, weight) + bias
     if weight.dim() == 2:
         return th.addmm(bias, x, weight)
     return th.baddbmm(bias, x.expand(len(weight), -1, -1), weight)
+
+
+def _by_head(x: th.Tensor) -> th.Tensor:
+    """[(G,) R, M] as [G, R, M]."""
+    return x if x.dim() == 3 else x[None]
+
+
+def _multiplied(x: th.Tensor, weight: th.Tensor) -> th.Tensor:
+    return x @ weight if weight.dim() == 2 else th.bmm(x.expand(len(weight), -1, -1), weight)
 
 
 def _few_rows(bias: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
     """:func:`_product` of few rows, repeated so that they round as they do among many."""
     rows = th.arange(max(len(x), MIN_ROWS), device=x.device) % len(x)
     bias = bias if bias.shape[-2] == 1 else bias[..., rows, :]
-    return _product(bias, x[rows], weight)[..., : len(x), :]
+    return _product(bias, x[rows], weight)[..., : len(x), :].contiguous()
