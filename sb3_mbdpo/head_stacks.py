@@ -54,8 +54,7 @@ class HeadStack(NamedTuple):
     and both of them. ``shared`` is what it adds for all candidates of a row, bias and task [(G,) 1 or B, M]. ``norms``
     are gains and shifts, ``products`` weights and biases of the other hidden layers, ``outputs`` those of each head,
     ``widths`` the numbers of its outputs; ``joint`` is the output layer of all heads where one product serves them.
-    On accelerators, ``exact_action`` and ``reading`` are what kernels read: ``action`` and the output layer of a last
-    head with one output [M], in float32.
+    On accelerators, ``reading`` is the output layer of a last head with one output, as a kernel reads it [M], float32.
     """
 
     latent: th.Tensor
@@ -67,7 +66,6 @@ class HeadStack(NamedTuple):
     outputs: list[Layer]
     widths: list[int]
     joint: Layer | None
-    exact_action: th.Tensor | None
     reading: Layer | None
     activation: nn.Module
 
@@ -204,7 +202,7 @@ class HeadStack(NamedTuple):
         from sb3_mbdpo.triton_kernels import normed_mish
 
         gain, shift = (tensor.view(-1, tensor.shape[-1]) for tensor in self.norms[layer])
-        weight = None if moves is None else self.exact_action
+        weight = None if moves is None else _by_head(self.action)
         product = None if product is None else _by_head(product)
         found = normed_mish(product, _by_head(shared), gain, shift, EPS, moves, step, weight, *(reading or ()))
         if reading is not None:
@@ -242,6 +240,8 @@ def stack_heads(
     latent, action = first[..., :latent_dim, :], first[..., state_dim:, :]
     missing = to_align(action, -2) if on_accelerator(first) else 0
     action = pad_end(action, missing, -2)
+    # Kernels read it row by row, at each denoising step
+    action = action.contiguous() if on_accelerator(first) else action
     outputs = [_output(head[-1][0], head[-1][1], dtype) for head in heads]
     widths = [head[-1][1].shape[-1] for head in heads]
     alike = on_accelerator(first) and len(heads) > 1 and len(set(widths)) == 1
@@ -256,7 +256,6 @@ def stack_heads(
         outputs,
         widths,
         _stack(outputs) if alike else None,
-        _by_head(action).float().contiguous() if on_accelerator(first) else None,
         tuple(tensor[..., 0].float().contiguous() for tensor in outputs[-1]) if reads else None,
         activation,
     )

@@ -50,10 +50,8 @@ def _elite_weights(  # type: ignore[no-untyped-def]
     chosen = tl.cumsum(equal.to(tl.int32), axis=0) <= n_elites - tl.sum(better.to(tl.int32), axis=0)
     best = tl.max(tl.where(inside, values, float("-inf")), axis=0)
     relative = tl.where(inside, values - best, 0.0)
-    # In double precision, as combine_elites has it
-    double = relative.to(tl.float64)
-    centred = tl.where(inside, double - tl.sum(double, axis=0) / COUNT, 0.0)
-    std = tl.sqrt(tl.sum(centred * centred, axis=0) / (COUNT - 1)).to(tl.float32)
+    centred = tl.where(inside, relative - tl.sum(relative, axis=0) / COUNT, 0.0)
+    std = tl.sqrt(tl.sum(centred * centred, axis=0) / (COUNT - 1))
     scale = tl.where(std < min_std, 1.0, std) * temperature
     weights = tl.where(better | (equal & chosen), tl.exp(relative / scale), 0.0)
     weights /= tl.sum(weights, axis=0)

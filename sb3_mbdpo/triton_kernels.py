@@ -13,6 +13,8 @@ import triton.language as tl
 
 # Actions up to which their product is part of a first layer's kernel
 MOST_ACTIONS = 16
+# Rows up to which each has a program of its own; of more, two share one, and what it reads of weights
+FEW_ROWS = 4096
 # Distributions that a program decodes
 DECODED_ROWS = 4
 
@@ -62,6 +64,44 @@ def _standardised(x, inside, WIDTH: tl.constexpr, eps):  # type: ignore[no-untyp
 
 
 @triton.jit
+def _summed(  # type: ignore[no-untyped-def]
+    product_ptr, shared_ptr, head, row, rows, count, column, inside, WIDTH: tl.constexpr, PRODUCT: tl.constexpr
+):
+    place = (head * tl.cdiv(rows, count) + row // count) * WIDTH + column
+    x = tl.load(shared_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    if PRODUCT:
+        place = (head.to(tl.int64) * rows + row) * WIDTH + column
+        x += tl.load(product_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    return x
+
+
+@triton.jit
+def _written(  # type: ignore[no-untyped-def]
+    y,
+    out_ptr,
+    read_weight_ptr,
+    read_bias_ptr,
+    read_ptr,
+    head,
+    row,
+    rows,
+    column,
+    inside,
+    WIDTH: tl.constexpr,
+    READ: tl.constexpr,
+):
+    place = (head.to(tl.int64) * rows + row) * WIDTH + column
+    if READ:
+        if head == tl.num_programs(1) - 1:
+            weight = tl.load(read_weight_ptr + column, mask=inside, other=0.0)
+            tl.store(read_ptr + row, tl.sum(y * weight, axis=0) + tl.load(read_bias_ptr))
+        else:
+            tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
+    else:
+        tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _normed_mish(  # type: ignore[no-untyped-def]
     product_ptr,
     moves_ptr,
@@ -80,36 +120,36 @@ def _normed_mish(  # type: ignore[no-untyped-def]
     eps,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr,
     PRODUCT: tl.constexpr,
     MOVES: tl.constexpr,
     READ: tl.constexpr,
 ):
-    dtype = out_ptr.dtype.element_ty
-    row = tl.program_id(0)
     head = tl.program_id(1)
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
-    place = (head.to(tl.int64) * rows + row) * WIDTH + column
-    x = tl.load(shared_ptr + (head * tl.cdiv(rows, count) + row // count) * WIDTH + column, mask=inside, other=0.0)
-    x = x.to(tl.float32)
-    if PRODUCT:
-        x += tl.load(product_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    row = tl.program_id(0) * (2 if PAIRS else 1)
+    # Beside a last row alone, the same once more
+    other = tl.minimum(row + 1, rows - 1)
+    x = _summed(product_ptr, shared_ptr, head, row, rows, count, column, inside, WIDTH, PRODUCT)
+    if PAIRS:
+        z = _summed(product_ptr, shared_ptr, head, other, rows, count, column, inside, WIDTH, PRODUCT)
     for k in tl.static_range(MOVES):
-        move = tl.load(moves_ptr + row.to(tl.int64) * move_stride + k)
-        weight = tl.load(move_weight_ptr + (head * padded_moves + k) * WIDTH + column, mask=inside, other=0.0)
+        weight_ptr = move_weight_ptr + (head * padded_moves + k) * WIDTH
+        weight = tl.load(weight_ptr + column, mask=inside, other=0.0)
         # Rounded as in the product that this stands for
-        x += move.to(dtype).to(tl.float32) * weight
+        move = tl.load(moves_ptr + row.to(tl.int64) * move_stride + k).to(weight.dtype)
+        x += move.to(tl.float32) * weight.to(tl.float32)
+        if PAIRS:
+            move = tl.load(moves_ptr + other.to(tl.int64) * move_stride + k).to(weight.dtype)
+            z += move.to(tl.float32) * weight.to(tl.float32)
     gain = tl.load(gain_ptr + head * WIDTH + column, mask=inside, other=0.0)
     shift = tl.load(shift_ptr + head * WIDTH + column, mask=inside, other=0.0)
     y = _mish(_standardised(x, inside, WIDTH, eps) * gain + shift)
-    if READ:
-        if head == tl.num_programs(1) - 1:
-            read_weight = tl.load(read_weight_ptr + column, mask=inside, other=0.0)
-            tl.store(read_ptr + row, tl.sum(y * read_weight, axis=0) + tl.load(read_bias_ptr))
-        else:
-            tl.store(out_ptr + place, y.to(dtype), mask=inside)
-    else:
-        tl.store(out_ptr + place, y.to(dtype), mask=inside)
+    _written(y, out_ptr, read_weight_ptr, read_bias_ptr, read_ptr, head, row, rows, column, inside, WIDTH, READ)
+    if PAIRS:
+        y = _mish(_standardised(z, inside, WIDTH, eps) * gain + shift)
+        _written(y, out_ptr, read_weight_ptr, read_bias_ptr, read_ptr, head, other, rows, column, inside, WIDTH, READ)
 
 
 @th.library.custom_op("sb3_mbdpo::normed_mish", mutates_args=())
@@ -138,7 +178,7 @@ def normed_mish(
     :param eps: Added to the variance
     :param moves: Actions of each candidate [R, H, A], float32, where the layer reads them beside ``product``
     :param step: Which of them
-    :param move_weight: What reads them [G, at least A, M], float32
+    :param move_weight: What reads them [G, at least A, M]
     :param read_weight: Output layer of the last head [M], float32, where it has one output
     :param read_bias: Its bias [1], float32
     :return: [G, R, M] in the type of the products, and an empty tensor; with ``read_weight``, of the last head the
@@ -150,7 +190,8 @@ def normed_mish(
     out = th.empty(heads - reads, rows, width, dtype=shared.dtype, device=shared.device)
     read = th.empty(rows if reads else 0, dtype=th.float32, device=shared.device)
     shared, gain, shift = shared.contiguous(), gain.contiguous(), shift.contiguous()
-    _normed_mish[(rows, heads)](
+    pairs = heads * rows > FEW_ROWS
+    _normed_mish[(triton.cdiv(rows, 2) if pairs else rows, heads)](
         shared if product is None else product.contiguous(),
         shared if moves is None else moves.contiguous()[:, step],
         shared if move_weight is None else move_weight.contiguous(),
@@ -168,6 +209,7 @@ def normed_mish(
         eps,
         WIDTH=width,
         BLOCK=triton.next_power_of_2(width),
+        PAIRS=pairs,
         PRODUCT=product is not None,
         MOVES=0 if moves is None else moves.shape[2],
         READ=reads,
