@@ -194,3 +194,26 @@ def test_a_denoising_step_of_kernels(
     assert (returns() - expected).abs().mean() < (1e-5 if dtype == th.float32 else 0.05) * expected.std()
     for a, b in zip(combine_elites(plans, expected, 5, 0.5), best, strict=True):
         th.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"tasks": TaskSpec(action_dims=[2, 1, 2], embedding_dim=5)}], ids=["plain", "tasks"]
+)
+def test_a_compiled_search_of_kernels(kwargs: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are part of what is compiled: what it is told of their outputs is what they return."""
+    model = make_model(**kwargs).to(DEVICE)
+    with th.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * normal(parameter.numel(), *parameter.shape)
+    config = make_config(energy_coef=0.5, n_samples=12, n_prior_trajectories=3)
+    task = th.tensor([2, 0], device=DEVICE) if "tasks" in kwargs else None
+    z, start, restart = normal(0, 2, 16).softmax(-1), th.zeros(2, 3, 2, device=DEVICE), th.ones(2, device=DEVICE) > 0
+    noise = search.draw_noise(config, model, th.Generator(DEVICE).manual_seed(0), 2, th.device(DEVICE))
+    expected = search.search(model, config, z, start, restart, noise, task)
+    for module in (evaluator, head_stacks, search):
+        monkeypatch.setattr(module, "on_accelerator", lambda x: True)
+        monkeypatch.setattr(module, "fuses", lambda x: True)
+    found = search.search(model, config, z, start, restart, noise, task, prepare=lambda f: th.compile(f, dynamic=False))
+    for a, b in zip(found, expected, strict=True):
+        th.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
