@@ -8,8 +8,9 @@ Run it from the repository's root, on an idle machine::
 The floor of a row is the number of operations in its matrix products as the method is written, every candidate through
 every layer, counted from the shapes, at the rate of a plain float32 matrix product of the layers' width, measured in
 turns with the row itself; the ratio is to that floor, for bfloat16 too. The share is the part of its own type's rate
-that a row reaches, from products measured right after. SB3's SAC and TQC are measured in the same run. ``speed.csv``
-and ``speed.png`` (cost over batch, candidates, steps and buffer size) go to ``--out``.
+that a row reaches, from products measured right after; its TFLOP/s, from the same operations, are to be compared with the
+rates of large products, which a GPU prints first. SB3's SAC and TQC are measured in the same run. ``speed.csv`` and
+``speed.png`` (cost over batch, candidates, steps and buffer size) go to ``--out``.
 """
 
 import argparse
@@ -36,9 +37,16 @@ from tests.benchmarks.arithmetic import search_flops, update_flops
 from tests.benchmarks.clock import in_turns, timed
 from tests.fakes import ToyEnv
 
-COLUMNS = ("what", "preset", "size", "device", "threads", "batch", "ms", "per_second", "floor_ms", "ratio", "share")
+COLUMNS = ("what", "preset", "size", "device", "threads", "batch")
 DTYPES = {"float32": th.float32, "bfloat16": th.bfloat16}
-COLUMN_FORMATS = (("ms", 10, 2), ("per_second", 10, 1), ("floor_ms", 10, 2), ("ratio", 8, 2), ("share", 8, 2))
+NUMBERS = {
+    "ms": (10, 2, "ms"),
+    "per_second": (10, 1, "per s"),
+    "floor_ms": (10, 2, "floor ms"),
+    "ratio": (8, 2, "ratio"),
+    "share": (8, 2, "share"),
+    "tflops": (10, 3, "TFLOP/s"),
+}
 Row = dict[str, Any]
 # A robot of the paper's kind: 24 observations, 6 actions
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (24,), np.float32)
@@ -116,6 +124,7 @@ def against_floor(
     found = in_turns(function, product, model.device, seconds)
     times = flops / operations
     row = {"ms": 1e3 * found.seconds, "floor_ms": 1e3 * found.reference * times, "ratio": found.ratio / times}
+    row["tflops"] = flops / found.seconds / 1e12
     if dtype == th.float32:
         return row | {"share": 1 / row["ratio"]}
     product, _ = reference(width, rows, model.device, dtype)
@@ -285,10 +294,12 @@ def table(rows: list[Row]) -> str:
     :param rows: Measured rows
     :return: Text, one line each
     """
-    lines = [f"{'what':28}{'preset':8}{'batch':>7}{'ms':>10}{'per s':>10}{'floor ms':>10}{'ratio':>8}{'share':>8}"]
+    heads = "".join(f"{head:>{width}}" for width, _, head in NUMBERS.values())
+    lines = [f"{'what':28}{'preset':8}{'batch':>7}{heads}"]
     for row in rows:
         numbers = [
-            f"{row[key]:>{width}.{digits}f}" if key in row else " " * width for key, width, digits in COLUMN_FORMATS
+            f"{row[key]:>{width}.{digits}f}" if key in row else " " * width
+            for key, (width, digits, _) in NUMBERS.items()
         ]
         lines.append(f"{row['what']:28}{row['preset']:8}{row['batch']:>7}{''.join(numbers)}")
     return "\n".join(lines)
@@ -352,7 +363,7 @@ def main(argv: list[str] | None = None) -> int:
         if not args.no_sweep and preset == args.presets[0]:
             plot(measure_sweep(model, args.seconds / 3), args.out / "speed.png")
     with open(args.out / "speed.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, (*COLUMNS, *NUMBERS))
         writer.writeheader()
         writer.writerows(rows)
     print(f"Peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
