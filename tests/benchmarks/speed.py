@@ -8,8 +8,8 @@ Run it from the repository's root, on an idle machine::
 The floor of a row is the number of operations in its matrix products as the method is written, every candidate through
 every layer, counted from the shapes, at the rate of a plain float32 matrix product of the layers' width, measured in
 turns with the row itself; the ratio is to that floor, for bfloat16 too. The share is the part of its own type's rate
-that a row reaches, from products measured right after; its TFLOP/s, from the same operations, are to be compared with the
-rates of large products, which a GPU prints first. SB3's SAC and TQC are measured in the same run. ``speed.csv`` and
+that a row reaches, from products measured right after; its TFLOP/s, from the same operations, are to be compared with
+the rates of large products, which a GPU prints first. SB3's SAC and TQC are measured in the same run. ``speed.csv`` and
 ``speed.png`` (cost over batch, candidates, steps and buffer size) go to ``--out``.
 """
 
