@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch as th
 
-from sb3_mbdpo.hardware import fuses, on_accelerator
+from sb3_mbdpo.hardware import on_accelerator, uses_kernels
 from sb3_mbdpo.head_stacks import HeadStack, Layer, head_layers, member_layers, stack_heads
 from sb3_mbdpo.layers import ALIGNED, NormedLinear, SimNorm
 from sb3_mbdpo.world_model import WorldModel
@@ -136,31 +136,32 @@ class Evaluator:
         :param actions: [B, N, H, A]
         :return: latents at t = 1 .. H, [B N, L] each, and rewards plus weighted energies at t = 0 .. H - 1 [H, B N]
         """
-        horizon, moves = actions.shape[2], actions.flatten(0, 1)
+        horizon, moves, two_hot = actions.shape[2], actions.flatten(0, 1), self.model.two_hot
         heads = [(stack, k) for stack in self.steps for k in range(len(stack.outputs))]
         later = on_accelerator(actions) and len(moves) <= FEW_ROWS
         latents: list[th.Tensor] = []
         outputs: list[list[th.Tensor]] = []
         pairs = zip(self.steps, self.starts, strict=True)
-        hidden = [part for stack, start in pairs for part in stack.parts(start, None, moves, 0)]
+        parts = [part for stack, start in pairs for part in stack.parts(start, None, moves, 0)]
         for t in range(1, horizon + 1):
-            rest = list(zip(heads, hidden, strict=True))[1:]
-            outputs.append([h if later else stack.scalars(k, h, self.model.two_hot) for (stack, k), h in rest])
-            z = self._next_latent(hidden[0])
+            rest = list(zip(heads, parts, strict=True))[1:]
+            outputs.append([h if later else stack.read(k, h, two_hot) for (stack, k), h in rest])
+            z = self._next_latent(parts[0])
             latents.append(z)
             if t < horizon:
-                hidden = [part for stack in self.steps for part in stack.parts(stack.shared, z, moves, t)]
-        rewards, *energies = (th.stack(values) for values in zip(*outputs, strict=True))
+                parts = [part for stack in self.steps for part in stack.parts(stack.shared, z, moves, t)]
+        found = [th.stack(values) for values in zip(*outputs, strict=True)]
         if later:
-            rewards, *energies = (
-                stack.scalars(k, h.flatten(0, 1), self.model.two_hot).unflatten(0, h.shape[:2])
-                for (stack, k), h in zip(heads[1:], (rewards, *energies), strict=True)
-            )
+            reads = zip(heads[1:], found, strict=True)
+            found = [stack.read(k, h.flatten(0, 1), two_hot).unflatten(0, h.shape[:2]) for (stack, k), h in reads]
+        rewards, *energies = found
+        # Where no kernel has decoded them
+        rewards = rewards if rewards.shape[-1] == 1 else two_hot.decode(rewards)
         if energies:
             bonus = self.config.energy_coef * self.model.scale_energy(energies[0])
             in_range = self.config.energy_unit == "value_range"
             rewards = rewards + (bonus * self.model.prior_scale if in_range else bonus)
-        return latents, rewards
+        return latents, rewards.squeeze(-1)
 
     def terminal_value(self, z: th.Tensor, count: int) -> th.Tensor:
         """
@@ -174,8 +175,8 @@ class Evaluator:
         action, mask = params[:, : self.model.action_dim].tanh(), self.model.mask(self.task)
         action = action if mask is None else action * mask.repeat_interleave(count, 0)
         hidden = [stack.hidden(stack.shared, z, action[:, None]) for stack in self.critics]
-        two_hot = self.model.two_hot
-        return th.cat([s.all_scalars(h, two_hot) for s, h in zip(self.critics, hidden, strict=True)]).mean(0)
+        pairs = zip(self.critics, hidden, strict=True)
+        return th.cat([stack.scalars(h, self.model.two_hot) for stack, h in pairs]).mean(0).squeeze(-1)
 
     def _next_latent(self, hidden: th.Tensor) -> th.Tensor:
         """What follows from what the output layer of the dynamics reads [B N, M]: the next latents [B N, L]."""
@@ -185,7 +186,8 @@ class Evaluator:
             return last.normalise(stack.output(0, hidden))
         from sb3_mbdpo.triton_kernels import simplicial_norm
 
-        (weight, bias), norm, group = stack.outputs[0], last.norm, cast(SimNorm, last.activation).group_size
+        weight, bias = stack.outputs[0]
+        norm, group = last.norm, cast(SimNorm, last.activation).group_size
         return simplicial_norm(hidden @ weight, bias[0], norm.weight, norm.bias, group, norm.eps)
 
     def _alive(self, latents: list[th.Tensor], count: int) -> th.Tensor | None:
@@ -206,4 +208,4 @@ def fuses_simplicial_norm(layer: NormedLinear, x: th.Tensor) -> bool:
     """
     width = layer.norm.normalized_shape[0]
     usual = isinstance(layer.activation, SimNorm) and layer.activation.group_size == 8 and width % ALIGNED == 0
-    return usual and fuses(x)
+    return usual and uses_kernels(x)

@@ -42,10 +42,10 @@ def on_accelerator(x: th.Tensor) -> bool:
     return x.device.type != "cpu"
 
 
-def fuses(x: th.Tensor) -> bool:
+def uses_kernels(x: th.Tensor) -> bool:
     """
-    Whether kernels of our own do what lies between matrix products: where who compiles has what Triton needs, a C
-    compiler too.
+    Whether our Triton kernels do what lies between matrix products. torch.compile needs the same C compiler that Triton
+    does, so that kernels can be built wherever something is compiled for a GPU.
 
     :param x: What a layer reads
     :return: True while compiling for a CUDA device, without gradient

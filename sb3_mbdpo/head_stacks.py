@@ -11,13 +11,16 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_mbdpo.hardware import fuses, on_accelerator
+from sb3_mbdpo.hardware import on_accelerator, uses_kernels
 from sb3_mbdpo.layers import MIN_ROWS, EnsembleMLP, Mish, NormedLinear, pad_end, to_align
 from sb3_mbdpo.two_hot import TwoHot
 
 # Weight [in, out] and bias [1, out]; a hidden layer also has gain and shift of its norm [1, out]
 Layer = tuple[th.Tensor, ...]
+# Added to variances by the norms of PyTorch
 EPS = 1e-5
+# Actions up to which a GPU multiplies them within the kernel of a first layer
+MOST_ACTIONS = 16
 
 
 def head_layers(head: nn.Sequential) -> list[Layer]:
@@ -99,16 +102,21 @@ class HeadStack(NamedTuple):
 
     def parts(self, shared: th.Tensor, z: th.Tensor | None, moves: th.Tensor, step: int) -> list[th.Tensor]:
         """
-        :meth:`hidden` of each head [R, M]; of a last one that has one output, that output [R] where a kernel gives it.
+        What the output layer of each head reads [R, M]; of a last head that has one output, that output [R, 1].
 
         :param shared: As in :meth:`hidden`
         :param z: As in :meth:`hidden`
         :param moves: As in :meth:`hidden`
         :param step: As in :meth:`hidden`
-        :return: One tensor for each head, as :meth:`scalars` takes it
+        :return: One tensor for each head
         """
-        h, outputs = self._layers(shared, z, moves, step, read=True)
-        return self.each(h) if outputs is None else [*h.unbind(), outputs]
+        h, output = self._layers(shared, z, moves, step, read=True)
+        if output is not None:
+            return [*h.unbind(), output]
+        parts = self.each(h)
+        if self.widths[-1] == 1:
+            parts[-1] = self.output(len(parts) - 1, parts[-1])
+        return parts
 
     def each(self, h: th.Tensor) -> list[th.Tensor]:
         """
@@ -126,60 +134,51 @@ class HeadStack(NamedTuple):
         weight, bias = self.outputs[head]
         return _product(bias, h, weight)[:, : self.widths[head]].float()
 
-    def scalars(self, head: int, h: th.Tensor, two_hot: TwoHot) -> th.Tensor:
+    def read(self, head: int, part: th.Tensor, two_hot: TwoHot) -> th.Tensor:
         """
         :param head: Number of a head
-        :param h: Its part [R, M], or its output, from :meth:`parts`
+        :param part: Its part, from :meth:`parts`
         :param two_hot: What decodes outputs that are distributions
-        :return: Scalars [R], float32
+        :return: Its outputs [R, out], float32; where a kernel decodes distributions, scalars [R, 1]
         """
-        if h.dim() == 1:
-            return h
         if self.widths[head] == 1:
-            return self.output(head, h).squeeze(-1)
-        if not fuses(h):
-            return two_hot.decode(self.output(head, h)).squeeze(-1)
-        from sb3_mbdpo.triton_kernels import decoded
-
+            return part
+        if not uses_kernels(part):
+            return self.output(head, part)
         weight, bias = self.outputs[head]
-        return decoded((h @ weight)[None], bias, two_hot.bins)[0]
+        return _decoded((part @ weight)[None], bias, two_hot)[0]
 
-    def all_scalars(self, h: th.Tensor, two_hot: TwoHot) -> th.Tensor:
+    def scalars(self, h: th.Tensor, two_hot: TwoHot) -> th.Tensor:
         """
         :param h: From :meth:`hidden`
         :param two_hot: What decodes the outputs of all heads
-        :return: Scalars [G, R], float32
+        :return: Scalars of all heads [G, R, 1], float32
         """
         if self.joint is None:
-            return th.stack([self.scalars(k, part, two_hot) for k, part in enumerate(self.each(h))])
+            return two_hot.decode(th.stack([self.output(k, part) for k, part in enumerate(self.each(h))]))
         weight, bias = self.joint
-        if not fuses(h):
-            return two_hot.decode(_product(bias, h, weight)[..., : self.widths[0]].float()).squeeze(-1)
-        from sb3_mbdpo.triton_kernels import decoded
-
-        return decoded(_multiplied(h, weight), bias.flatten(1), two_hot.bins)
+        if uses_kernels(h):
+            return _decoded(_multiplied(h, weight), bias.squeeze(1), two_hot)
+        return two_hot.decode(_product(bias, h, weight)[..., : self.widths[0]].float())
 
     def _layers(
         self, shared: th.Tensor, z: th.Tensor | None, moves: th.Tensor | None, step: int, read: bool = False
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """All hidden layers; with ``read``, where a kernel can, the last head's only output instead of its part."""
-        h, outputs = self._first(shared, z, moves, step), None
+        h, output = self._first(shared, z, moves, step), None
         for i, (weight, bias) in enumerate(self.products, 1):
-            if not self._fused(h):
+            if self._fused(h):
+                reading = self.reading if read and i == len(self.products) else None
+                h, output = self._kernel(_multiplied(h, weight), bias, i, reading=reading)
+            else:
                 h = self._activate(_product(bias, h, weight), i)
-                continue
-            reading = self.reading if read and i == len(self.products) else None
-            h, outputs = self._kernel(_multiplied(h, weight), bias, i, reading=reading)
-        return h, outputs
+        return h, output
 
     def _first(self, shared: th.Tensor, z: th.Tensor | None, moves: th.Tensor | None, step: int) -> th.Tensor:
         z = None if z is None else z.to(self.dtype)
-        if self._fused(shared):
-            from sb3_mbdpo.triton_kernels import MOST_ACTIONS
-
-            if moves is None or moves.shape[-1] <= MOST_ACTIONS:
-                product = None if z is None else _multiplied(z, self.latent)
-                return self._kernel(product, shared, 0, moves, step)[0]
+        if self._fused(shared) and (moves is None or moves.shape[-1] <= MOST_ACTIONS):
+            product = None if z is None else _multiplied(z, self.latent)
+            return self._kernel(product, shared, 0, moves, step)[0]
         if moves is None:
             assert z is not None
             x, weight = z, self.latent
@@ -198,16 +197,16 @@ class HeadStack(NamedTuple):
         step: int = 0,
         reading: Layer | None = None,
     ) -> tuple[th.Tensor, th.Tensor | None]:
-        """What follows the product of a hidden layer [(G,) R, M], and what the last head's output layer reads of it."""
+        """What follows the product of a hidden layer [(G,) R, M]; with ``reading``, of G - 1 heads and an output."""
         from sb3_mbdpo.triton_kernels import normed_mish
 
         gain, shift = (tensor.view(-1, tensor.shape[-1]) for tensor in self.norms[layer])
         weight = None if moves is None else _by_head(self.action)
         product = None if product is None else _by_head(product)
-        found = normed_mish(product, _by_head(shared), gain, shift, EPS, moves, step, weight, *(reading or ()))
+        h, output = normed_mish(product, _by_head(shared), gain, shift, EPS, moves, step, weight, *(reading or ()))
         if reading is not None:
-            return found
-        return (found[0] if self.latent.dim() == 3 else found[0][0]), None
+            return h, output
+        return (h if self.latent.dim() == 3 else h[0]), None
 
     def _activate(self, x: th.Tensor, layer: int) -> th.Tensor:
         gain, shift = self.norms[layer]
@@ -220,7 +219,7 @@ class HeadStack(NamedTuple):
         return activated.to(self.dtype)
 
     def _fused(self, x: th.Tensor) -> bool:
-        return isinstance(self.activation, Mish) and fuses(x)
+        return isinstance(self.activation, Mish) and uses_kernels(x)
 
 
 def stack_heads(
@@ -236,29 +235,36 @@ def stack_heads(
     """
     hidden = [_stack(layers) for layers in zip(*[head[:-1] for head in heads], strict=True)]
     first, bias = hidden[0][0].to(dtype), hidden[0][1].to(dtype)
+    accelerated, several = on_accelerator(first), len(heads) > 1
     state_dim = latent_dim + (0 if task is None else task.shape[-1])
     latent, action = first[..., :latent_dim, :], first[..., state_dim:, :]
-    missing = to_align(action, -2) if on_accelerator(first) else 0
+    missing = to_align(action, -2) if accelerated else 0
     action = pad_end(action, missing, -2)
-    # Kernels read it row by row, at each denoising step
-    action = action.contiguous() if on_accelerator(first) else action
     outputs = [_output(head[-1][0], head[-1][1], dtype) for head in heads]
     widths = [head[-1][1].shape[-1] for head in heads]
-    alike = on_accelerator(first) and len(heads) > 1 and len(set(widths)) == 1
-    reads = on_accelerator(first) and len(heads) > 1 and widths[-1] == 1
+    joint = accelerated and several and len(set(widths)) == 1
+    reading = accelerated and several and widths[-1] == 1
     return HeadStack(
-        latent,
-        action,
-        th.cat([latent, action], -2) if missing or task is not None else first,
-        bias if task is None else _few_rows(bias, task.to(dtype), first[..., latent_dim:state_dim, :]),
-        [layer[2:] for layer in hidden],
-        [(weight.to(dtype), bias.to(dtype)) for weight, bias, _, _ in hidden[1:]],
-        outputs,
-        widths,
-        _stack(outputs) if alike else None,
-        tuple(tensor[..., 0].float().contiguous() for tensor in outputs[-1]) if reads else None,
-        activation,
+        latent=latent,
+        # Kernels read it row by row, at each denoising step
+        action=action.contiguous() if accelerated else action,
+        moving=th.cat([latent, action], -2) if missing or task is not None else first,
+        shared=bias if task is None else _few_rows(bias, task.to(dtype), first[..., latent_dim:state_dim, :]),
+        norms=[layer[2:] for layer in hidden],
+        products=[(weight.to(dtype), bias.to(dtype)) for weight, bias, _, _ in hidden[1:]],
+        outputs=outputs,
+        widths=widths,
+        joint=_stack(outputs) if joint else None,
+        reading=tuple(tensor[..., 0].float().contiguous() for tensor in outputs[-1]) if reading else None,
+        activation=activation,
     )
+
+
+def _decoded(product: th.Tensor, bias: th.Tensor, two_hot: TwoHot) -> th.Tensor:
+    """Scalars [G, R, 1] of the products of output layers [G, R, V and more] and their biases [G, V and more]."""
+    from sb3_mbdpo.triton_kernels import decoded
+
+    return decoded(product, bias, two_hot.bins)
 
 
 def _output(weight: th.Tensor, bias: th.Tensor, dtype: th.dtype) -> Layer:

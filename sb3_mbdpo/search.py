@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 import torch as th
 
 from sb3_mbdpo.evaluator import Evaluator
-from sb3_mbdpo.hardware import fuses, on_accelerator
+from sb3_mbdpo.hardware import on_accelerator, uses_kernels
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.world_model import WorldModel
 
 # The seed of the candidates when acting deterministically: a constant, so that plans are a function of the weights
 DETERMINISTIC_SEED = 0
 MIN_STD = 1e-4
+# Candidates of a row up to which one program of a GPU has all of them at hand
+MOST_CANDIDATES = 4096
 
 
 ACT_MODES = ("search", "score", "prior")
@@ -339,13 +341,14 @@ def combine_elites(
     :param temperature: Softmax temperature lambda
     :return: mean plan [B, H, A], weighted value [B], standard deviation of all values [B]
     """
-    if fuses(values):
-        from sb3_mbdpo.triton_elites import MOST_CANDIDATES, elite_weights
+    if uses_kernels(values) and values.shape[1] <= MOST_CANDIDATES:
+        from sb3_mbdpo.triton_elites import elite_weights
 
-        if values.shape[1] <= MOST_CANDIDATES:
-            weights, value, std = elite_weights(values, n_elites, temperature, MIN_STD)
-            return (weights[:, :, None, None] * plans).sum(1), value, std
-    elite_values, places = _largest(values, n_elites)
+        weights, value, std = elite_weights(values, n_elites, temperature, MIN_STD)
+        share = weights[:, :, None, None]
+        # Who is not chosen may be anything, NaN too
+        return th.where(share > 0, share * plans, 0.0).sum(1), value, std
+    elite_values, elites = _largest(values, n_elites)
     # Relative to the best, in double precision: close returns of a large value would else be told apart by their
     # rounding, which changes with the number of rows. MPS has no doubles.
     best = elite_values[:, :1]
@@ -354,7 +357,7 @@ def combine_elites(
     std = relative.std(1, keepdim=True).to(values.dtype)
     scale = th.where(std < MIN_STD, 1.0, std) * temperature
     weights = ((elite_values - best) / scale).softmax(dim=1)
-    elite_plans = plans.gather(1, places[:, :, None, None].expand(-1, -1, *plans.shape[2:]))
+    elite_plans = plans.gather(1, elites[:, :, None, None].expand(-1, -1, *plans.shape[2:]))
     return (weights[:, :, None, None] * elite_plans).sum(1), (weights * elite_values).sum(1), std.squeeze(1)
 
 

@@ -9,8 +9,6 @@ import torch as th
 import triton
 import triton.language as tl
 
-# Candidates of a row up to which one program has all of them at hand
-MOST_CANDIDATES = 4096
 LOWEST: tl.constexpr = tl.constexpr(-(2**31))
 
 
@@ -47,13 +45,13 @@ def _elite_weights(  # type: ignore[no-untyped-def]
     better = keys > last
     equal = keys == last
     # Of equal ones, the first
-    chosen = tl.cumsum(equal.to(tl.int32), axis=0) <= n_elites - tl.sum(better.to(tl.int32), axis=0)
+    first = tl.cumsum(equal.to(tl.int32), axis=0) <= n_elites - tl.sum(better.to(tl.int32), axis=0)
     best = tl.max(tl.where(inside, values, float("-inf")), axis=0)
     relative = tl.where(inside, values - best, 0.0)
     centred = tl.where(inside, relative - tl.sum(relative, axis=0) / COUNT, 0.0)
     std = tl.sqrt(tl.sum(centred * centred, axis=0) / (COUNT - 1))
     scale = tl.where(std < min_std, 1.0, std) * temperature
-    weights = tl.where(better | (equal & chosen), tl.exp(relative / scale), 0.0)
+    weights = tl.where(better | (equal & first), tl.exp(relative / scale), 0.0)
     weights /= tl.sum(weights, axis=0)
     tl.store(weights_ptr + batch * COUNT + index, weights, mask=inside)
     tl.store(value_ptr + batch, best + tl.sum(weights * relative, axis=0))
@@ -65,7 +63,8 @@ def elite_weights(
     values: th.Tensor, n_elites: int, temperature: float, min_std: float
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     """
-    Weights of :func:`~sb3_mbdpo.search.combine_elites`, without gradient.
+    Weights of :func:`~sb3_mbdpo.search.combine_elites`, without gradient, in float32: the spread of returns is finite
+    up to differences of 1e19.
 
     :param values: [B, N], float32, none of them NaN
     :param n_elites: How many of the best count

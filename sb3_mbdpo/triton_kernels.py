@@ -7,37 +7,28 @@ products: the sum with what a row's candidates share, the norm, the activation, 
 reads. All of them compute in float32 and have no gradient.
 """
 
-import os
-
 import torch as th
 import triton
 import triton.language as tl
 
-# Actions up to which their product is part of a first layer's kernel
-MOST_ACTIONS = 16
-# Rows up to which each has a program of its own; of more, two share one, and what it reads of weights
-FEW_ROWS = 4096
+# Rows of all heads up to which each has a program of its own; of more, two share one, and what it reads of weights
+MOST_UNPAIRED = 4096
 # Distributions that a program decodes
 DECODED_ROWS = 4
 
 
 def _warps(width: int) -> int:
-    """Of the program of one row: within one warp, with sixteen numbers a thread, nothing waits."""
+    """Of a program, by the width of a row: within one warp, with sixteen numbers a thread, nothing waits."""
     return min(triton.next_power_of_2(triton.cdiv(width, 512)), 16)
 
 
-if os.environ.get("TRITON_INTERPRET") == "1":
-    # Triton's interpreter, for tests without a GPU, knows no assembly
+@triton.jit
+def _standardised(x, inside, WIDTH: tl.constexpr, eps):  # type: ignore[no-untyped-def]  # typed by Triton
+    centred = tl.where(inside, x - tl.sum(x, axis=0) / WIDTH, 0.0)
+    return centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / WIDTH + eps)
 
-    @triton.jit
-    def _power(x):  # type: ignore[no-untyped-def]  # pointers and numbers, typed by Triton
-        return tl.exp2(x)
 
-    @triton.jit
-    def _inverse(x):  # type: ignore[no-untyped-def]
-        return 1.0 / x
-
-else:
+if isinstance(_standardised, triton.JITFunction) and th.version.hip is None:
     # Without the care for numbers next to zero, which is more instructions than all the rest of an activation
 
     @triton.jit
@@ -47,6 +38,17 @@ else:
     @triton.jit
     def _inverse(x):  # type: ignore[no-untyped-def]
         return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+
+else:
+    # Triton's interpreter, for tests without a GPU, and other makers' GPUs do not know that assembly
+
+    @triton.jit
+    def _power(x):  # type: ignore[no-untyped-def]
+        return tl.exp2(x)
+
+    @triton.jit
+    def _inverse(x):  # type: ignore[no-untyped-def]
+        return 1.0 / x
 
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -58,12 +60,6 @@ def _mish(x):  # type: ignore[no-untyped-def]
     e = _power(tl.minimum(x, 20.0) * LOG2_E)
     n = e * (e + 2.0)
     return x * n * _inverse(n + 2.0)
-
-
-@triton.jit
-def _standardised(x, inside, WIDTH: tl.constexpr, eps):  # type: ignore[no-untyped-def]
-    centred = tl.where(inside, x - tl.sum(x, axis=0) / WIDTH, 0.0)
-    return centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / WIDTH + eps)
 
 
 @triton.jit
@@ -132,11 +128,11 @@ def _normed_mish(  # type: ignore[no-untyped-def]
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
     row = tl.program_id(0) * (2 if PAIRS else 1)
-    # Beside a last row alone, the same once more
-    other = tl.minimum(row + 1, rows - 1)
+    # The second of two; beside a last row alone, the same once more
+    row2 = tl.minimum(row + 1, rows - 1)
     x = _summed(product_ptr, shared_ptr, head, row, rows, count, column, inside, WIDTH, PRODUCT)
     if PAIRS:
-        z = _summed(product_ptr, shared_ptr, head, other, rows, count, column, inside, WIDTH, PRODUCT)
+        x2 = _summed(product_ptr, shared_ptr, head, row2, rows, count, column, inside, WIDTH, PRODUCT)
     for k in tl.static_range(MOVES):
         weight_ptr = move_weight_ptr + (head * padded_moves + k) * WIDTH
         weight = tl.load(weight_ptr + column, mask=inside, other=0.0)
@@ -144,15 +140,15 @@ def _normed_mish(  # type: ignore[no-untyped-def]
         move = tl.load(moves_ptr + row.to(tl.int64) * move_stride + k).to(weight.dtype)
         x += move.to(tl.float32) * weight.to(tl.float32)
         if PAIRS:
-            move = tl.load(moves_ptr + other.to(tl.int64) * move_stride + k).to(weight.dtype)
-            z += move.to(tl.float32) * weight.to(tl.float32)
+            move = tl.load(moves_ptr + row2.to(tl.int64) * move_stride + k).to(weight.dtype)
+            x2 += move.to(tl.float32) * weight.to(tl.float32)
     gain = tl.load(gain_ptr + head * WIDTH + column, mask=inside, other=0.0)
     shift = tl.load(shift_ptr + head * WIDTH + column, mask=inside, other=0.0)
     y = _mish(_standardised(x, inside, WIDTH, eps) * gain + shift)
     _written(y, out_ptr, read_weight_ptr, read_bias_ptr, read_ptr, head, row, rows, column, inside, WIDTH, READ)
     if PAIRS:
-        y = _mish(_standardised(z, inside, WIDTH, eps) * gain + shift)
-        _written(y, out_ptr, read_weight_ptr, read_bias_ptr, read_ptr, head, other, rows, column, inside, WIDTH, READ)
+        y = _mish(_standardised(x2, inside, WIDTH, eps) * gain + shift)
+        _written(y, out_ptr, read_weight_ptr, read_bias_ptr, read_ptr, head, row2, rows, column, inside, WIDTH, READ)
 
 
 @th.library.custom_op("sb3_mbdpo::normed_mish", mutates_args=())
@@ -184,16 +180,16 @@ def normed_mish(
     :param move_weight: What reads them [G, at least A, M]
     :param read_weight: Output layer of the last head [M], float32, where it has one output
     :param read_bias: Its bias [1], float32
-    :return: [G, R, M] in the type of the products, and an empty tensor; with ``read_weight``, of the last head the
-        outputs [R] alone, float32, beside the others' [G - 1, R, M]
+    :return: [G, R, M] in the type of ``shared``, and an empty tensor; with ``read_weight``, of the last head the
+        outputs [R, 1] alone, float32, beside the others' [G - 1, R, M]
     """
     heads, share, width = shared.shape
     reads = read_weight is not None
     rows = _rows(product, moves)
     out = th.empty(heads - reads, rows, width, dtype=shared.dtype, device=shared.device)
-    read = th.empty(rows if reads else 0, dtype=th.float32, device=shared.device)
+    read = th.empty(rows if reads else 0, 1, dtype=th.float32, device=shared.device)
     shared, gain, shift = shared.contiguous(), gain.contiguous(), shift.contiguous()
-    pairs = heads * rows > FEW_ROWS
+    pairs = heads * rows > MOST_UNPAIRED
     _normed_mish[(triton.cdiv(rows, 2) if pairs else rows, heads)](
         shared if product is None else product.contiguous(),
         shared if moves is None else moves.contiguous()[:, step],
@@ -203,7 +199,7 @@ def normed_mish(
         shift,
         out,
         gain if read_weight is None else read_weight.contiguous(),
-        gain if read_bias is None else read_bias,
+        gain if read_bias is None else read_bias.contiguous(),
         read,
         rows,
         rows // share,
@@ -236,7 +232,7 @@ def _(
 ) -> tuple[th.Tensor, th.Tensor]:
     heads, _, width = shared.shape
     reads, rows = read_weight is not None, _rows(product, moves)
-    return shared.new_empty(heads - reads, rows, width), shared.new_empty(rows if reads else 0, dtype=th.float32)
+    return shared.new_empty(heads - reads, rows, width), shared.new_empty(rows if reads else 0, 1, dtype=th.float32)
 
 
 def _rows(product: th.Tensor | None, moves: th.Tensor | None) -> int:
@@ -282,9 +278,9 @@ def simplicial_norm(
     x, out = x.contiguous(), th.empty(rows, width, dtype=x.dtype, device=x.device)
     _simplicial_norm[(rows,)](
         x,
-        bias,
-        gain,
-        shift,
+        bias.contiguous(),
+        gain.contiguous(),
+        shift.contiguous(),
         out,
         eps,
         WIDTH=width,
@@ -339,14 +335,14 @@ def decoded(logits: th.Tensor, bias: th.Tensor, bins: th.Tensor) -> th.Tensor:
     :param logits: Product of the output layers [G, R, at least V], of which V are read
     :param bias: Of the output layers [G, as many]
     :param bins: Bins in symlog space [V]
-    :return: [G, R], float32
+    :return: [G, R, 1], float32
     """
     heads, rows, padded = logits.shape
-    out = th.empty(heads, rows, dtype=th.float32, device=logits.device)
+    out = th.empty(heads, rows, 1, dtype=th.float32, device=logits.device)
     _decoded[(triton.cdiv(rows, DECODED_ROWS), heads)](
         logits.contiguous(),
         bias.contiguous(),
-        bins,
+        bins.contiguous(),
         out,
         rows,
         PADDED=padded,
@@ -360,4 +356,4 @@ def decoded(logits: th.Tensor, bias: th.Tensor, bins: th.Tensor) -> th.Tensor:
 
 @decoded.register_fake
 def _(logits: th.Tensor, bias: th.Tensor, bins: th.Tensor) -> th.Tensor:
-    return logits.new_empty(logits.shape[:2], dtype=th.float32)
+    return logits.new_empty(*logits.shape[:2], 1, dtype=th.float32)

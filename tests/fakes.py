@@ -156,7 +156,7 @@ def make_model(tasks: TaskSpec | None = None, seed: int = 0, **kwargs: Any) -> W
         "dropout": 0.0,
     }
     encoder = StateEncoder(5, [24], 16, task_dim=task_dim)
-    return randomize(WorldModel(encoder, 16, 2, tasks=tasks, **(sizes | kwargs)), seed)
+    return randomize(WorldModel(encoder, 16, tasks=tasks, **({"action_dim": 2} | sizes | kwargs)), seed)
 
 
 def make_config(**kwargs: Any) -> SearchConfig:

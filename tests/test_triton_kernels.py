@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from sb3_mbdpo import evaluator, head_stacks, search
 from sb3_mbdpo.evaluator import Evaluator, fuses_simplicial_norm
-from sb3_mbdpo.hardware import HAS_TRITON
+from sb3_mbdpo.hardware import HAS_TRITON, uses_kernels
+from sb3_mbdpo.head_stacks import MOST_ACTIONS
 from sb3_mbdpo.layers import SimNorm, mlp
 from sb3_mbdpo.search import MIN_STD, combine_elites
 from sb3_mbdpo.two_hot import TwoHot
@@ -38,6 +39,15 @@ def test_a_cpu_has_no_use_for_kernels() -> None:
     layer = mlp(6, [16], 16, SimNorm(8))[-1]
     with th.no_grad():
         assert not fuses_simplicial_norm(layer, th.zeros(2, 16))
+        assert not th.compile(lambda x: x + uses_kernels(x), backend="eager")(th.zeros(1))
+
+
+@pytest.mark.skipif(not (HAS_TRITON and CUDA), reason="needs a CUDA device, Triton")
+def test_kernels_are_for_what_is_compiled_without_gradient() -> None:
+    x, asked = th.zeros(1, device="cuda"), th.compile(lambda x: x + uses_kernels(x), backend="eager")
+    assert not uses_kernels(x) and not asked(x)
+    with th.no_grad():
+        assert not uses_kernels(x) and asked(x)
 
 
 @needs_triton
@@ -48,6 +58,7 @@ def test_a_cpu_has_no_use_for_kernels() -> None:
     [
         (3, 12, 4, 512, ("product",)),
         (1, 5, 1, 48, ("product",)),
+        (1, 4, 2, 1376, ("product", "moves")),
         (2, 51, 3, 64, ("product", "moves")),
         (3, 12, 4, 96, ("moves",)),
         (3, 15, 1, 96, ("product", "read")),
@@ -67,7 +78,7 @@ def test_a_hidden_layer(
     from sb3_mbdpo import triton_kernels
     from sb3_mbdpo.triton_kernels import normed_mish
 
-    monkeypatch.setattr(triton_kernels, "FEW_ROWS", 0 if pairs else 10_000)
+    monkeypatch.setattr(triton_kernels, "MOST_UNPAIRED", 0 if pairs else 10_000)
     n_actions = 6
     product, shared = normal(0, heads, rows, width).to(dtype), (5 * normal(1, heads, share, width)).to(dtype)
     gain, shift = normal(2, heads, width), 10 * normal(3, heads, width)
@@ -88,7 +99,7 @@ def test_a_hidden_layer(
     )
     if "read" in parts:
         outputs = expected[-1] @ read_weight + read_bias
-        th.testing.assert_close(read, outputs, rtol=1e-4, atol=1e-3)
+        th.testing.assert_close(read.squeeze(1), outputs, rtol=1e-4, atol=1e-3)
         expected = expected[:-1]
     assert len(read) == ("read" in parts) * rows
     assert_close(found, expected, dtype)
@@ -117,7 +128,7 @@ def test_scalars_of_distributions(heads: int, rows: int, bins: int, dtype: th.dt
     peaks = th.linspace(-9, 9, heads * rows, device=DEVICE).view(heads, rows, 1)
     logits = (-0.5 * (two_hot.bins - peaks) ** 2 + 0.01 * normal(0, heads, rows, bins)).to(dtype)
     bias = 0.1 * normal(1, heads, bins + 3)
-    expected = two_hot.decode(logits.float() + bias[:, None, :bins]).squeeze(-1)
+    expected = two_hot.decode(logits.float() + bias[:, None, :bins])
     found = decoded(F.pad(logits, (0, 3), value=9.0), bias, two_hot.bins)
     th.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -165,8 +176,9 @@ def test_weights_of_elites(batch: int, count: int, n_elites: int) -> None:
         ({"tasks": TaskSpec(action_dims=[2, 1, 2], embedding_dim=5)}, None, 2048),
         ({"hidden": (24,), "num_bins": 16}, None, 2048),
         ({"activation_fn": th.nn.ReLU}, None, 0),
+        ({"action_dim": MOST_ACTIONS + 1, "horizon": 1}, None, 2048),
     ],
-    ids=["few rows", "many rows", "apart", "tasks", "one layer", "relu"],
+    ids=["few rows", "many rows", "apart", "tasks", "one layer", "relu", "many actions"],
 )
 @th.no_grad()
 def test_a_denoising_step_of_kernels(
@@ -178,22 +190,26 @@ def test_a_denoising_step_of_kernels(
         parameter += 0.3 * normal(parameter.numel(), *parameter.shape)
     config = make_config(energy_coef=0.5, dtype=dtype, stacked=stacked)
     task = th.tensor([2, 0, 1], device=DEVICE) if "tasks" in kwargs else None
-    z, plans = normal(0, 3, 16).softmax(-1), normal(1, 3, 9, 3, 2).clamp(-1, 1).to(dtype).float()
+    z, plans = normal(0, 3, 16).softmax(-1), normal(1, 3, 9, model.horizon, model.action_dim).clamp(-1, 1)
+    plans = plans.to(dtype).float()
     for module in (evaluator, head_stacks, search):
         monkeypatch.setattr(module, "on_accelerator", lambda x: True)
     monkeypatch.setattr(evaluator, "FEW_ROWS", few_rows)
 
     def returns() -> th.Tensor:
-        return Evaluator(model, config, z, th.tensor([1, 0], device=DEVICE), task)(plans)
+        return Evaluator(model, config, z, th.tensor([1, 0], device=DEVICE), task, episodic=stacked is None)(plans)
 
     expected = returns()
     best = combine_elites(plans, expected, 5, 0.5)
     for module in (evaluator, head_stacks, search):
-        monkeypatch.setattr(module, "fuses", lambda x: True)
+        monkeypatch.setattr(module, "uses_kernels", lambda x: True)
     assert expected.std() > 0.01
     assert (returns() - expected).abs().mean() < (1e-5 if dtype == th.float32 else 0.05) * expected.std()
     for a, b in zip(combine_elites(plans, expected, 5, 0.5), best, strict=True):
         th.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    # Who is not chosen does not count, whatever it is
+    plans[0, expected[0].argmin()] = th.nan
+    th.testing.assert_close(combine_elites(plans, expected, 5, 0.5)[0], best[0], rtol=1e-4, atol=1e-5)
 
 
 @needs_triton
@@ -213,7 +229,7 @@ def test_a_compiled_search_of_kernels(kwargs: dict[str, object], monkeypatch: py
     expected = search.search(model, config, z, start, restart, noise, task)
     for module in (evaluator, head_stacks, search):
         monkeypatch.setattr(module, "on_accelerator", lambda x: True)
-        monkeypatch.setattr(module, "fuses", lambda x: True)
+        monkeypatch.setattr(module, "uses_kernels", lambda x: True)
     found = search.search(model, config, z, start, restart, noise, task, prepare=lambda f: th.compile(f, dynamic=False))
     for a, b in zip(found, expected, strict=True):
         th.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
