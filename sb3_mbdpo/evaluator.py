@@ -141,6 +141,7 @@ class Evaluator:
         later = on_accelerator(actions) and len(moves) <= FEW_ROWS
         latents: list[th.Tensor] = []
         outputs: list[list[th.Tensor]] = []
+        # All candidates of a row start from one latent
         pairs = zip(self.steps, self.starts, strict=True)
         parts = [part for stack, start in pairs for part in stack.parts(start, None, moves, 0)]
         for t in range(1, horizon + 1):

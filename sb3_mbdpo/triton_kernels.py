@@ -3,8 +3,8 @@ Layers of a search as kernels for CUDA devices, written in Triton; imported wher
 
 Between two matrix products a search does little arithmetic on many numbers, so that its time is that of reading and
 writing them once, and, for one observation, that of starting a kernel. Each function here is what lies between two
-products: the sum with what a row's candidates share, the norm, the activation, and the layout that the next product
-reads. All of them compute in float32 and have no gradient.
+products: the sum with what a row's candidates share, the norm and the activation, or what decodes outputs. All of them
+compute in float32 and have no gradient.
 """
 
 import torch as th

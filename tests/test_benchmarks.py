@@ -173,6 +173,24 @@ def test_speed_program(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
     search = rows[rows.index.str.startswith("search")]
     np.testing.assert_allclose(search["ms"] / search["floor_ms"], search["ratio"], rtol=1e-6)
     assert (rows["ms"] > 0).all() and (tmp_path / "speed.png").stat().st_size > 0 and "Peak memory" in text
+    # Operations over time
+    model = speed.make("debug", "cpu")
+    found = rows.loc["search float32"].iloc[0]
+    assert found["tflops"] == pytest.approx(arithmetic.search_flops(model.policy, 1) / found["ms"] / 1e9)
+    assert rows.loc["score", ["tflops"]].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [("--presets cpux", "invalid choice: 'cpux'"), ("--device cuda", "PyTorch finds no CUDA device here")],
+)
+def test_what_the_speed_program_refuses(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed.th.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        speed.main(f"{arguments} --out {tmp_path / 'out'}".split())
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_arithmetic_is_counted_from_the_shapes() -> None:

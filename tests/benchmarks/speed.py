@@ -32,6 +32,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import get_device
 
 from sb3_mbdpo import MBDPO
+from sb3_mbdpo.presets import PRESETS
 from sb3_mbdpo.schedule import NoiseSchedule
 from tests.benchmarks.arithmetic import search_flops, update_flops
 from tests.benchmarks.clock import in_turns, timed
@@ -313,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
     :return: Exit status
     """
     parser = argparse.ArgumentParser(description="Speed of MBDPO beside its floor and its rivals.")
-    parser.add_argument("--presets", nargs="+", default=["cpu", "paper"])
+    parser.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=["cpu", "paper"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure each row")
@@ -326,6 +327,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-rivals", action="store_true", help="leave SAC and TQC out")
     parser.add_argument("--out", type=Path, default=Path("logs", "speed"))
     args = parser.parse_args(argv)
+    if args.device.startswith("cuda") and not th.cuda.is_available():
+        # Stable-Baselines3 would take the CPU instead
+        parser.error("--device cuda: PyTorch finds no CUDA device here. Leave the argument out to measure the CPU.")
     th.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
 
