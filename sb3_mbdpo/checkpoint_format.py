@@ -27,8 +27,8 @@ from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import nn
 
+from sb3_mbdpo.activations import Mish
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
-from sb3_mbdpo.layers import Mish
 from sb3_mbdpo.task_replay import MultiTaskReplayBuffer
 
 # Not written: the environment comes from whoever loads, these three belong to the machine

@@ -105,13 +105,7 @@ def own_path(
     schedule = config.schedule
     # Rows warm-start with what was executed; `start` shifts a previous plan, so give it one step more to shift away
     previous = th.cat([th.zeros_like(behaviour[:, :1]), behaviour[:, :-1]], dim=1)
-    x = schedule.start(previous, path.cold)
-    mask = model.mask(task)
-    points = []
-    for step in schedule.taus:
-        points.append(x)
-        plan = model.score.clean_plan(condition, x, step, schedule.alpha_bars[step])
-        x = schedule.denoise(plan if mask is None else plan * mask[:, None], step)
+    points = model.score.denoise(schedule, condition, schedule.start(previous, path.cold), model.mask(task))
     index = schedule.denoising_steps - 1 - path.tau
     return th.stack(points)[index, th.arange(len(condition), device=condition.device)]
 

@@ -9,8 +9,9 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_ima
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
+from sb3_mbdpo.activations import Mish, SimNorm
 from sb3_mbdpo.distributed import ALONE, Ranks
-from sb3_mbdpo.layers import Mish, NormedLinear, SimNorm, init_weights, mlp
+from sb3_mbdpo.layers import NormedLinear, init_weights, mlp
 
 # (kernel, stride) of each convolution
 KERNELS = ((7, 2), (5, 2), (3, 2), (3, 1))

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch as th
 
+from sb3_mbdpo.activations import SimNorm
 from sb3_mbdpo.hardware import on_accelerator, uses_kernels
 from sb3_mbdpo.head_stacks import HeadStack, Layer, head_layers, member_layers, stack_heads
-from sb3_mbdpo.layers import ALIGNED, NormedLinear, SimNorm
+from sb3_mbdpo.layers import ALIGNED, NormedLinear
 from sb3_mbdpo.world_model import WorldModel
 
 if TYPE_CHECKING:

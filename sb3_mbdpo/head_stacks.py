@@ -11,14 +11,13 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_mbdpo.activations import Mish
 from sb3_mbdpo.hardware import on_accelerator, uses_kernels
-from sb3_mbdpo.layers import MIN_ROWS, EnsembleMLP, Mish, NormedLinear, pad_end, to_align
+from sb3_mbdpo.layers import EPS, MIN_ROWS, EnsembleMLP, NormedLinear, pad_end, standardised, to_align
 from sb3_mbdpo.two_hot import TwoHot
 
 # Weight [in, out] and bias [1, out]; a hidden layer also has gain and shift of its norm [1, out]
 Layer = tuple[th.Tensor, ...]
-# Added to variances by the norms of PyTorch
-EPS = 1e-5
 # Actions up to which a GPU multiplies them within the kernel of a first layer
 MOST_ACTIONS = 16
 
@@ -214,7 +213,7 @@ class HeadStack(NamedTuple):
         if x.dim() == 2:
             x = F.layer_norm(x, x.shape[-1:], gain[0], shift[0], EPS)
         else:
-            x = th.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), gain)
+            x = th.addcmul(shift, standardised(x), gain)
         activated: th.Tensor = self.activation(x)
         return activated.to(self.dtype)
 

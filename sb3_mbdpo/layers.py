@@ -5,14 +5,14 @@ any number of them costs one matrix product per layer.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import torch as th
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sb3_mbdpo.activations import Mish
 from sb3_mbdpo.hardware import on_accelerator, recomputed
 
 WEIGHT_STD = 0.02
@@ -20,6 +20,8 @@ WEIGHT_STD = 0.02
 MIN_ROWS = 8
 # Numbers that matrix units of GPUs read at once, in bfloat16
 ALIGNED = 8
+# Added to variances by the norms of PyTorch
+EPS = 1e-5
 
 
 def to_align(x: th.Tensor, dim: int = -1) -> int:
@@ -67,116 +69,25 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     return F.linear(pad_end(x, inputs), weight, pad_end(bias, outputs))[..., : len(bias)]
 
 
-def fast_mish(x: th.Tensor) -> th.Tensor:
+@cache
+def _no_change(width: int) -> tuple[th.Tensor, th.Tensor]:
+    """Gain and shift [width] of a norm that has none, made once."""
+    with th.inference_mode(False):
+        return th.ones(width), th.zeros(width)
+
+
+def standardised(h: th.Tensor) -> th.Tensor:
     """
-    Mish from one sigmoid: with q = sigmoid(-x), tanh(softplus(x)) is 2 / (1 + q^2) - 1. Nothing in it overflows.
+    LayerNorm without gain and shift.
 
-    :param x: Any shape
-    :return: Same shape
+    :param h: [..., M]
+    :return: Same shape, each row of mean zero and variance one
     """
-    negative = x.neg()
-    q = negative.sigmoid()
-    return negative.addcdiv_(negative, q.mul_(q).add_(1), value=-2)
-
-
-class _FastMish(th.autograd.Function):
-    """:func:`fast_mish` with its gradient in closed form, from the sigmoid of the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
-        negative = x.neg()
-        q = negative.sigmoid()
-        m = (q * q).add_(1)
-        ctx.save_for_backward(negative, q, m)
-        return th.addcdiv(negative, negative, m, value=-2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:
-        # d/dx [2 x / m - x] with dm/dx = -2 q^2 (1 - q), and q^2 = m - 1
-        negative, q, m = ctx.saved_tensors
-        inner = (q - 1).mul_(q).mul_(q).mul_(negative).mul_(2).div_(m).add_(1)
-        return inner.div_(m).mul_(2).sub_(1).mul_(grad)
-
-
-class Mish(nn.Module):
-    """x tanh(softplus(x)), in a form that is fast on CPUs too, where PyTorch's kernel works number by number."""
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        """
-        :param x: Any shape
-        :return: Same shape
-        """
-        if on_accelerator(x):
-            if not th.compiler.is_compiling():
-                return F.mish(x)
-            # As above, with a third of the exponentials that the compiler would write
-            q = (-x).sigmoid()
-            return 2 * x / (1 + q * q) - x
-        # In mixed precision: what sums and squares a sigmoid needs all of its digits
-        x = x.float() if x.dtype == th.bfloat16 else x
-        if not (x.requires_grad and th.is_grad_enabled()):
-            return fast_mish(x)
-        result: th.Tensor = _FastMish.apply(x)
-        return result
-
-
-def fast_softmax(x: th.Tensor) -> th.Tensor:
-    """
-    Softmax over a short last dimension, from reductions that run over many rows at once.
-
-    :param x: [..., V]
-    :return: Same shape
-    """
-    e = (x - x.amax(-1, keepdim=True)).exp_()
-    return e.div_(e.sum(-1, keepdim=True))
-
-
-class _FastSoftmax(th.autograd.Function):
-    """:func:`fast_softmax` with its gradient in closed form."""
-
-    @staticmethod
-    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
-        y = fast_softmax(x)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:
-        (y,) = ctx.saved_tensors
-        weighted = grad * y
-        return weighted.addcmul_(y, weighted.sum(-1, keepdim=True), value=-1)
-
-
-class SimNorm(nn.Module):
-    """
-    Simplicial normalisation: softmax over consecutive groups of units (TD-MPC2).
-
-    On CPUs in a form of its own: PyTorch's kernel goes through groups of eight one by one.
-
-    :param group_size: Units in a group (paper symbol V); the input width must be a multiple of it.
-    """
-
-    def __init__(self, group_size: int = 8):
-        super().__init__()
-        self.group_size = group_size
-
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        """
-        :param x: [..., D]
-        :return: [..., D], each group of ``group_size`` units sums to one
-        """
-        groups = (x.float() if x.dtype == th.bfloat16 else x).unflatten(-1, (-1, self.group_size))
-        if on_accelerator(x):
-            return groups.softmax(dim=-1).flatten(-2)
-        if not (x.requires_grad and th.is_grad_enabled()):
-            return fast_softmax(groups).flatten(-2)
-        result: th.Tensor = _FastSoftmax.apply(groups)
-        return result.flatten(-2)
-
-    def extra_repr(self) -> str:
-        return f"group_size={self.group_size}"
+    width = h.shape[-1]
+    if on_accelerator(h) or th.compiler.is_compiling():
+        return F.layer_norm(h, (width,), eps=EPS)
+    # Without them PyTorch's kernel for CPUs goes number by number
+    return F.layer_norm(h, (width,), *_no_change(width), EPS)
 
 
 class Linear(nn.Linear):
@@ -387,7 +298,7 @@ class EnsembleMLP(nn.Module):
         if dropped is not None:
             kept = th.full_like(h, 1 / (1 - self.dropout))
             h = h * kept.view(-1).index_fill_(0, dropped, 0.0).view_as(h)
-        h = th.addcmul(shift, F.layer_norm(h, h.shape[-1:]), gain)
+        h = th.addcmul(shift, standardised(h), gain)
         activated: th.Tensor = self.activation(h)
         return activated
 

@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from sb3_mbdpo.layers import Mish
+from sb3_mbdpo.activations import Mish
 
 # Powers of the batch size by which learning rates can follow it
 RATE_RULES = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}

@@ -1,13 +1,15 @@
 """The score network s(z, a_tau, tau): the search distilled into a diffusion policy (arXiv 2605.26282)."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch as th
 from torch import nn
 
-from sb3_mbdpo.layers import Mish, mlp
+from sb3_mbdpo.activations import Mish
+from sb3_mbdpo.hardware import on_accelerator
+from sb3_mbdpo.layers import NormedLinear, mlp
 from sb3_mbdpo.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
@@ -83,12 +85,44 @@ class ScoreNetwork(nn.Module):
         if isinstance(tau, int) and tau < TABLED_STEPS:
             time = self.step_embeddings[tau]
         else:
-            time = timestep_embedding(
-                tau if isinstance(tau, th.Tensor) else th.full((), tau, device=x.device), self.time_embed_dim
-            )
+            tau = tau if isinstance(tau, th.Tensor) else th.full((), tau, device=x.device)
+            time = timestep_embedding(tau, self.time_embed_dim)
         time = time.expand(*condition.shape[:-1], -1)
         out = self.net(th.cat([condition, x.flatten(-2), time], dim=-1))
         return out.unflatten(-1, (self.horizon, self.action_dim))
+
+    def _embeddings(self, steps: int) -> th.Tensor:
+        """Of steps 0 ... T - 1 [T, E]."""
+        if steps <= TABLED_STEPS:
+            return self.step_embeddings[:steps]
+        return timestep_embedding(th.arange(steps, device=self.step_embeddings.device), self.time_embed_dim)
+
+    def along(self, condition: th.Tensor, steps: int) -> Callable[[th.Tensor, int], th.Tensor]:
+        """
+        The network for several denoising steps from the same latents: on a CPU, what its first layer makes of them is
+        computed once.
+
+        :param condition: Latent and task embedding [B, C]
+        :param steps: Denoising steps T of the schedule
+        :return: function of noised plans [B, H, A] and their denoising step to the raw output [B, H, A]
+        """
+        if on_accelerator(condition):
+            return lambda x, tau: self(condition, x, tau)
+        first, *rest = cast(Iterable[nn.Module], self.net)
+        assert isinstance(first, NormedLinear)
+        plan_width = self.horizon * self.action_dim
+        widths = [condition.shape[-1], plan_width, self.time_embed_dim]
+        of_condition, of_plan, of_time = first.linear.weight.t().split(widths)
+        shared = th.addmm(first.linear.bias, condition, of_condition)
+        times = self._embeddings(steps) @ of_time
+
+        def output(x: th.Tensor, tau: int) -> th.Tensor:
+            h = first.normalise(th.addmm(shared + times[tau], x.flatten(1), of_plan))
+            for layer in rest:
+                h = layer(h)
+            return h.view_as(x)
+
+        return output
 
     def clean_plan(
         self, condition: th.Tensor, x: th.Tensor, tau: th.Tensor | int, alpha_bar: th.Tensor | float
@@ -102,10 +136,31 @@ class ScoreNetwork(nn.Module):
         :param alpha_bar: Cumulative product of the schedule at ``tau``, broadcastable to [..., 1, 1]
         :return: [..., H, A]
         """
-        out = self(condition, x, tau)
+        return self._clean(self(condition, x, tau), x, alpha_bar)
+
+    def _clean(self, out: th.Tensor, x: th.Tensor, alpha_bar: th.Tensor | float) -> th.Tensor:
         if self.prediction_type == "sample":
             return out.tanh()
         return (x + (1 - alpha_bar) * out) / alpha_bar**0.5
+
+    @th.no_grad()
+    def denoise(
+        self, schedule: NoiseSchedule, condition: th.Tensor, x: th.Tensor, mask: th.Tensor | None = None
+    ) -> list[th.Tensor]:
+        """
+        Follow the score from the first noise level to the last.
+
+        :param schedule: Noise schedule of T values
+        :param condition: [B, C]
+        :param x: Where to start [B, H, A]
+        :param mask: 1 for the actions that a row has [B, A]
+        :return: The start and what each denoising step makes of it, T plans [B, H, A]
+        """
+        output, points = self.along(condition, schedule.denoising_steps), [x]
+        for tau in schedule.taus:
+            plan = self._clean(output(points[-1], tau), points[-1], schedule.alpha_bars[tau])
+            points.append(schedule.denoise(plan if mask is None else plan * mask[:, None], tau))
+        return points
 
 
 @th.no_grad()
@@ -131,9 +186,5 @@ def score_plan(
     """
     if model.score is None:
         raise ValueError('This world model has no score network: act with act_mode="search" or "prior".')
-    condition, mask = model.join(z, None, task), model.mask(task)
     x = schedule.start(previous_plan, restart)
-    for tau in schedule.taus:
-        clean_plan = model.score.clean_plan(condition, x, tau, schedule.alpha_bars[tau])
-        x = schedule.denoise(clean_plan if mask is None else clean_plan * mask[:, None], tau)
-    return x.clamp(-1, 1)
+    return model.score.denoise(schedule, model.join(z, None, task), x, model.mask(task))[-1].clamp(-1, 1)

@@ -84,4 +84,5 @@ class TwoHot(nn.Module):
         """
         lower, upper_weight = self._locate(target)
         log_probs = F.log_softmax(logits.float(), dim=-1)
-        return -(log_probs.gather(-1, lower) * (1 - upper_weight) + log_probs.gather(-1, lower + 1) * upper_weight)
+        bins, weights = th.cat([lower, lower + 1], dim=-1), th.cat([1 - upper_weight, upper_weight], dim=-1)
+        return -(log_probs.gather(-1, bins) * weights).sum(-1, keepdim=True)

@@ -12,8 +12,9 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_mbdpo.activations import Mish, SimNorm
 from sb3_mbdpo.encoders import Encoder, Features
-from sb3_mbdpo.layers import EnsembleMLP, Mish, SimNorm, mlp
+from sb3_mbdpo.layers import EnsembleMLP, mlp
 from sb3_mbdpo.score import ScoreNetwork
 from sb3_mbdpo.two_hot import TwoHot
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from torch import nn
 
 from sb3_mbdpo import MBDPO
+from sb3_mbdpo.activations import Mish
 from sb3_mbdpo.checkpoint_format import (
     ACTIVATIONS,
     CLASSES,
@@ -21,7 +22,6 @@ from sb3_mbdpo.checkpoint_format import (
     encode,
     encode_schedule,
 )
-from sb3_mbdpo.layers import Mish
 
 
 @pytest.mark.parametrize(

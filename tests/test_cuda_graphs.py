@@ -14,9 +14,9 @@ import torch as th
 from torch.utils import _pytree as pytree
 
 from sb3_mbdpo import MBDPO, MBDPOPolicy, hardware
+from sb3_mbdpo.activations import Mish
 from sb3_mbdpo.captured_updates import CapturedLearner
 from sb3_mbdpo.cuda_graphs import CudaGraphs, copied
-from sb3_mbdpo.layers import Mish
 from tests.fakes import ACTIONS, MIXED, VECTOR, Leaning, ToyEnv, leaning_model, leaning_observations
 
 # Numbers that float32 holds exactly: graphs read learning rates from tensors

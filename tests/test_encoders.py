@@ -3,8 +3,8 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
+from sb3_mbdpo.activations import SimNorm
 from sb3_mbdpo.encoders import DictEncoder, PixelEncoder, StateEncoder, conv_trunk, random_shift
-from sb3_mbdpo.layers import SimNorm
 
 
 def generator(seed: int = 0) -> th.Generator:

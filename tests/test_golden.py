@@ -16,8 +16,8 @@ import pytest
 import torch as th
 from safetensors.torch import load_file
 
+from sb3_mbdpo.activations import Mish
 from sb3_mbdpo.evaluator import Evaluator
-from sb3_mbdpo.layers import Mish
 from sb3_mbdpo.losses import (
     LatentBatch,
     LossCoefficients,

@@ -4,7 +4,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_mbdpo import layers
-from sb3_mbdpo.layers import EnsembleMLP, Mish, NormedLinear, SimNorm, fast_mish, mlp
+from sb3_mbdpo.activations import Mish, SimNorm, fast_mish
+from sb3_mbdpo.layers import EnsembleMLP, NormedLinear, mlp
 
 
 def generator(seed: int = 0) -> th.Generator:

@@ -7,10 +7,11 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_mbdpo import evaluator, head_stacks, search
+from sb3_mbdpo.activations import SimNorm
 from sb3_mbdpo.evaluator import Evaluator, fuses_simplicial_norm
 from sb3_mbdpo.hardware import HAS_TRITON, uses_kernels
 from sb3_mbdpo.head_stacks import MOST_ACTIONS
-from sb3_mbdpo.layers import SimNorm, mlp
+from sb3_mbdpo.layers import mlp
 from sb3_mbdpo.search import MIN_STD, combine_elites
 from sb3_mbdpo.two_hot import TwoHot
 from sb3_mbdpo.world_model import TaskSpec
