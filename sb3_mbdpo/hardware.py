@@ -39,7 +39,7 @@ def on_accelerator(x: th.Tensor) -> bool:
     :param x: A tensor
     :return: Whether it lies elsewhere than on a CPU
     """
-    return x.device.type != "cpu"
+    return not x.is_cpu
 
 
 def uses_kernels(x: th.Tensor) -> bool:

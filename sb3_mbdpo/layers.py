@@ -4,9 +4,10 @@ A hidden layer is Linear -> (Dropout) -> LayerNorm -> activation. The critics li
 any number of them costs one matrix product per layer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import pairwise
+from typing import cast
 
 import torch as th
 from torch import nn
@@ -98,7 +99,7 @@ class Linear(nn.Linear):
         :param x: [..., in]
         :return: [..., out]
         """
-        return linear(x, self.weight, self.bias)
+        return linear(x, *_weight_and_bias(self))
 
 
 class NormedLinear(nn.Module):
@@ -122,7 +123,7 @@ class NormedLinear(nn.Module):
         :return: [..., out_dim]
         """
         # The functions instead of the modules: their calls are half of the cost of a small layer on a CPU
-        return self.normalise(linear(x, self.linear.weight, self.linear.bias))
+        return self.normalise(linear(x, *_weight_and_bias(self._modules["linear"])))
 
     def normalise(self, h: th.Tensor) -> th.Tensor:
         """
@@ -131,9 +132,29 @@ class NormedLinear(nn.Module):
         :param h: [..., out_dim]
         :return: [..., out_dim]
         """
-        h = F.layer_norm(h, self.norm.normalized_shape, self.norm.weight, self.norm.bias, self.norm.eps)
+        norm = cast(nn.LayerNorm, self._modules["norm"])
+        h = F.layer_norm(h, norm.normalized_shape, *_weight_and_bias(norm), norm.eps)
         activated: th.Tensor = self.activation(h)
         return activated
+
+
+def _weight_and_bias(module: nn.Module | None) -> tuple[th.Tensor, th.Tensor]:
+    """Taken where modules keep them: looking for an attribute takes a small layer as long as its norm."""
+    own = cast(nn.Module, module)._parameters
+    return cast(th.Tensor, own["weight"]), cast(th.Tensor, own["bias"])
+
+
+class MLP(nn.Sequential):
+    """Layers one after the other. Hooks of the whole and of activations are called, those of its layers are not."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: [..., in]
+        :return: [..., out]
+        """
+        for layer in self._modules.values():
+            x = layer.forward(x)
+        return x
 
 
 def mlp(
@@ -143,7 +164,7 @@ def mlp(
     out_activation: nn.Module | None = None,
     activation_fn: type[nn.Module] = Mish,
     zero_last: bool = False,
-) -> nn.Sequential:
+) -> MLP:
     """
     Multi-layer perceptron of normed hidden layers.
 
@@ -163,7 +184,7 @@ def mlp(
     else:
         last = NormedLinear(widths[-1], out_dim, out_activation)
     layers.append(last)
-    net = nn.Sequential(*layers)
+    net = MLP(*layers)
     net.apply(init_weights)
     if zero_last and isinstance(last, nn.Linear):
         nn.init.zeros_(last.weight)
@@ -267,8 +288,8 @@ class EnsembleMLP(nn.Module):
         :return: weight [K, in, out] and bias [K, 1, out] of each layer, and of the hidden ones gain and shift of the
             norm [K, 1, out]
         """
-        norms = [*zip(self.norm_weights, self.norm_biases, strict=True), ()]
-        layers = [(w, b, *norm) for w, b, norm in zip(self.weights, self.biases, norms, strict=True)]
+        norms = [*zip(_all(self.norm_weights), _all(self.norm_biases), strict=True), ()]
+        layers = [(w, b, *norm) for w, b, norm in zip(_all(self.weights), _all(self.biases), norms, strict=True)]
         if members is None or len(members) == self.n_members:
             return layers
         return [tuple(t.index_select(0, members) for t in layer) for layer in layers]
@@ -301,6 +322,11 @@ class EnsembleMLP(nn.Module):
         h = th.addcmul(shift, standardised(h), gain)
         activated: th.Tensor = self.activation(h)
         return activated
+
+
+def _all(parameters: nn.ParameterList) -> Iterable[th.Tensor]:
+    """The same as iterating, without a search for each of them."""
+    return cast(Iterable[th.Tensor], parameters._parameters.values())
 
 
 def _members_linear(h: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:

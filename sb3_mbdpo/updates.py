@@ -1,6 +1,7 @@
 """One gradient update: encode a batch of windows, compute each loss, step each optimizer, move the targets."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -116,13 +117,13 @@ class Learner:
     @th.no_grad()
     def follow(self) -> None:
         """Let the target critics follow the critics."""
-        targets: list[th.Tensor] = list(self.model.target_critics.parameters())
-        online: list[th.Tensor] = list(self.model.critics.parameters())
+        critics = (self.model.target_critics, self.model.critics)
+        targets, online = ([tensor for layer in each.layers() for tensor in layer] for each in critics)
         th._foreach_lerp_(targets, online, self.tau)
 
-    def _autocast(self) -> th.autocast:
+    def _autocast(self) -> AbstractContextManager[object]:
         # One for each loss: within one, weights are cast once, and would stay what they were before a step
-        return th.autocast(self.policy.device.type, th.bfloat16, enabled=self.mixed_precision)
+        return th.autocast(self.policy.device.type, th.bfloat16) if self.mixed_precision else nullcontext()
 
     def encode(self, samples: SequenceSamples) -> LatentBatch:
         """
