@@ -154,6 +154,34 @@ def test_missing_actions_cost_nothing() -> None:
     assert not model.score.net[-1].bias.grad[1::2].any() and model.score.net[-1].bias.grad[::2].all()
 
 
+@pytest.mark.parametrize("tasks", [None, TASKS])
+@pytest.mark.parametrize("steps", [5, TABLED_STEPS + 3])
+def test_what_steps_share_is_computed_once_and_the_same(tasks: TaskSpec | None, steps: int) -> None:
+    model = make_model(tasks)
+    z, x, task = inputs(model, size=16)
+    assert model.score is not None
+    with th.no_grad():
+        condition = model.join(z, None, task)
+        output = model.score.along(condition, steps)
+        for tau in (0, 1, steps - 1):
+            th.testing.assert_close(output(x, tau), model.score(condition, x, tau), rtol=1e-5, atol=1e-6)
+    with pytest.raises(IndexError):
+        output(x, steps)
+
+
+@pytest.mark.parametrize("prediction", ["sample", "score"])
+def test_denoising_follows_the_clean_plans(prediction: str) -> None:
+    model, schedule = make_model(score_prediction=prediction), make_config().schedule
+    z, x, _ = inputs(model, size=16)
+    assert model.score is not None
+    points = model.score.denoise(schedule, z, x)
+    assert len(points) == schedule.denoising_steps and points[0] is x
+    for tau, point, following in zip(schedule.taus, points, points[1:], strict=False):
+        with th.no_grad():
+            plan = model.score.clean_plan(z, point, tau, schedule.alpha_bars[tau])
+        th.testing.assert_close(following, schedule.denoise(plan, tau), rtol=1e-4, atol=1e-5)
+
+
 def test_a_step_that_all_rows_share_may_be_a_number() -> None:
     net = make_model().score
     assert net is not None

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from sb3_mbdpo import layers
 from sb3_mbdpo.activations import Mish, SimNorm, fast_mish
-from sb3_mbdpo.layers import EnsembleMLP, NormedLinear, mlp
+from sb3_mbdpo.layers import EnsembleMLP, NormedLinear, mlp, standardised
 
 
 def generator(seed: int = 0) -> th.Generator:
@@ -56,6 +56,13 @@ def test_mish_gradient_against_finite_differences() -> None:
     assert th.autograd.gradcheck(Mish(), (x,))
 
 
+@pytest.fixture(params=["groups fill a register", "groups are narrower"])
+def vector_width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of SimNorm's ways, whatever the CPU at hand has."""
+    monkeypatch.setattr("sb3_mbdpo.activations.VECTOR_WIDTH", 8 if "fill" in request.param else 16)
+
+
+@pytest.mark.usefixtures("vector_width")
 @pytest.mark.parametrize("scale", [1.0, 1e3, 1e30])
 def test_simnorm_is_a_softmax_over_groups_however_large_its_input(scale: float) -> None:
     x = (scale * th.randn(7, 24, generator=th.Generator().manual_seed(0))).requires_grad_()
@@ -69,6 +76,7 @@ def test_simnorm_is_a_softmax_over_groups_however_large_its_input(scale: float) 
     assert th.equal(SimNorm(8)(x.detach()), value.detach()), "with and without gradient the same numbers"
 
 
+@pytest.mark.usefixtures("vector_width")
 def test_simnorm_gradient_against_finite_differences() -> None:
     x = th.randn(3, 16, dtype=th.float64, generator=th.Generator().manual_seed(0), requires_grad=True)
     assert th.autograd.gradcheck(SimNorm(8), (x,))
@@ -77,6 +85,7 @@ def test_simnorm_gradient_against_finite_differences() -> None:
 # --- SimNorm and MLPs -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("vector_width")
 def test_simnorm_is_a_softmax_over_each_group() -> None:
     x = th.randn(3, 5, 24, generator=generator()) * 10
     y = SimNorm(8)(x)
@@ -95,6 +104,33 @@ def test_normed_linear_is_linear_norm_activation() -> None:
     nn.init.normal_(layer.norm.weight)
     nn.init.normal_(layer.norm.bias)
     th.testing.assert_close(layer(x), layer.norm(layer.linear(x)).tanh())
+
+
+def test_hooks_of_heads_and_activations_are_called() -> None:
+    net, seen = mlp(5, [8], 3), []
+    for module in (net, net[0].activation):
+        module.register_forward_hook(lambda module, _, output: seen.append((module, output.shape)))
+    net(th.zeros(2, 5))
+    assert seen == [(net[0].activation, (2, 8)), (net, (2, 3))]
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_standardised_is_layer_norm_to_the_last_bit(gradient: bool) -> None:
+    x = (3 + 5 * th.randn(2, 7, 96, generator=generator())).requires_grad_(gradient)
+    found, expected = standardised(x), F.layer_norm(x, (96,))
+    assert th.equal(found, expected) and found.requires_grad == gradient
+    if gradient:
+        weights = th.randn(2, 7, 96, generator=generator(1))
+        slopes = [th.autograd.grad((y * weights).sum(), x)[0] for y in (found, expected)]
+        th.testing.assert_close(*slopes, rtol=1e-5, atol=1e-7)
+
+
+def test_standardised_may_be_asked_for_in_inference_mode_first() -> None:
+    with th.inference_mode():
+        standardised(th.randn(2, 37))
+    x = th.randn(2, 37, requires_grad=True)
+    standardised(x).pow(3).sum().backward()
+    assert x.grad is not None and x.grad.any()
 
 
 def test_mlp_layers_and_start() -> None:
