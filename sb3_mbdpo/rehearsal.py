@@ -10,7 +10,8 @@ import numpy as np
 import torch as th
 
 from sb3_mbdpo.buffers import SequenceReplayBuffer, SequenceSamples
-from sb3_mbdpo.offline import OfflineAlgorithm, OfflineData
+from sb3_mbdpo.minari_models import MinariAlgorithm
+from sb3_mbdpo.offline import OfflineData
 from sb3_mbdpo.offline_tasks import TaskWindows
 from sb3_mbdpo.shards import ShardedDataset
 from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY
@@ -19,7 +20,7 @@ DEFAULT_SHARE = 0.5
 SelfRehearsing = TypeVar("SelfRehearsing", bound="RehearsingAlgorithm")
 
 
-class RehearsingAlgorithm(OfflineAlgorithm):
+class RehearsingAlgorithm(MinariAlgorithm):
     """The part of MBDPO that learns from recorded data beside what it collects."""
 
     replay_buffer: SequenceReplayBuffer | None
