@@ -11,7 +11,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_mbdpo.activations import Mish
+from sb3_mbdpo.activations import Mish, mish_of_negative_
 from sb3_mbdpo.hardware import on_accelerator, uses_kernels
 from sb3_mbdpo.layers import EPS, MIN_ROWS, EnsembleMLP, NormedLinear, pad_end, standardised, to_align
 from sb3_mbdpo.two_hot import TwoHot
@@ -54,9 +54,10 @@ class HeadStack(NamedTuple):
 
     ``latent``, ``action`` and ``moving`` are parts of the first layer [(G,) in, M]: what reads the latent, the action,
     and both of them. ``shared`` is what it adds for all candidates of a row, bias and task [(G,) 1 or B, M]. ``norms``
-    are gains and shifts, ``products`` weights and biases of the other hidden layers, ``outputs`` those of each head,
-    ``widths`` the numbers of its outputs; ``joint`` is the output layer of all heads where one product serves them.
-    On accelerators, ``reading`` is the output layer of a last head with one output, as a kernel reads it [M], float32.
+    are gains and shifts, negative ones where ``negates``; ``products`` weights and biases of the other hidden layers,
+    ``outputs`` those of each head, ``widths`` the numbers of its outputs; ``joint`` is the output layer of all heads
+    where one product serves them. On accelerators, ``reading`` is the output layer of a last head with one output, as a
+    kernel reads it [M], float32.
     """
 
     latent: th.Tensor
@@ -70,6 +71,7 @@ class HeadStack(NamedTuple):
     joint: Layer | None
     reading: Layer | None
     activation: nn.Module
+    negates: bool
 
     @property
     def dtype(self) -> th.dtype:
@@ -214,7 +216,7 @@ class HeadStack(NamedTuple):
             x = F.layer_norm(x, x.shape[-1:], gain[0], shift[0], EPS)
         else:
             x = th.addcmul(shift, standardised(x), gain)
-        activated: th.Tensor = self.activation(x)
+        activated: th.Tensor = mish_of_negative_(x) if self.negates else self.activation(x)
         return activated.to(self.dtype)
 
     def _fused(self, x: th.Tensor) -> bool:
@@ -243,19 +245,21 @@ def stack_heads(
     widths = [head[-1][1].shape[-1] for head in heads]
     joint = accelerated and several and len(set(widths)) == 1
     reading = accelerated and several and widths[-1] == 1
+    negates = isinstance(activation, Mish) and not accelerated
     return HeadStack(
         latent=latent,
         # Kernels read it row by row, at each denoising step
         action=action.contiguous() if accelerated else action,
         moving=th.cat([latent, action], -2) if missing or task is not None else first,
         shared=bias if task is None else _few_rows(bias, task.to(dtype), first[..., latent_dim:state_dim, :]),
-        norms=[layer[2:] for layer in hidden],
+        norms=[tuple(tensor.neg() for tensor in layer[2:]) if negates else layer[2:] for layer in hidden],
         products=[(weight.to(dtype), bias.to(dtype)) for weight, bias, _, _ in hidden[1:]],
         outputs=outputs,
         widths=widths,
         joint=_stack(outputs) if joint else None,
         reading=tuple(tensor[..., 0].float().contiguous() for tensor in outputs[-1]) if reading else None,
         activation=activation,
+        negates=negates,
     )
 
 
