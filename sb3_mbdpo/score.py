@@ -119,7 +119,7 @@ class ScoreNetwork(nn.Module):
         def output(x: th.Tensor, tau: int) -> th.Tensor:
             h = first.normalise(th.addmm(shared + times[tau], x.flatten(1), of_plan))
             for layer in rest:
-                h = layer(h)
+                h = layer.forward(h)
             return h.view_as(x)
 
         return output
