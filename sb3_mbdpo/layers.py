@@ -152,9 +152,11 @@ class MLP(nn.Sequential):
         :param x: [..., in]
         :return: [..., out]
         """
+        # Flattened once: each linear layer would, and back
+        rows = x.flatten(0, -2) if x.dim() > 2 else x
         for layer in self._modules.values():
-            x = layer.forward(x)
-        return x
+            rows = layer.forward(rows)
+        return rows.unflatten(0, x.shape[:-1]) if x.dim() > 2 else rows
 
 
 def mlp(
