@@ -226,8 +226,11 @@ class ActingPolicy(TaskPolicy):
         config, features = self.search_config, self.preprocess(obs)
         n_prior = config.n_prior_trajectories
         narrowest = min(config.n_samples - n_prior, n_prior or MIN_ROWS) if self.act_mode == "search" else 1
-        rows = max(batch, math.ceil(MIN_ROWS / narrowest))
-        index = th.arange(max(batch, MIN_ROWS), device=self.device) % batch
+        # A CPU may divide the rows between its threads
+        parts = th.get_num_threads() if batch > MIN_ROWS and self.device.type == "cpu" else 1
+        fewest = MIN_ROWS * parts
+        rows = max(batch, math.ceil(fewest / narrowest))
+        index = th.arange(max(batch, fewest), device=self.device) % batch
         if len(index) > batch:
             features = {k: x[index] for k, x in features.items()} if isinstance(features, dict) else features[index]
             task = None if task is None else task[index]

@@ -31,7 +31,7 @@ def mish_of_negative_(negative: th.Tensor) -> th.Tensor:
     :return: Mish of x
     """
     q = negative.sigmoid()
-    return negative.addcdiv_(negative, th.addcmul(q.new_ones(()), q, q, out=q), value=-2)
+    return negative.addcdiv_(negative, th.addcmul(q.new_ones(()), q, q), value=-2)
 
 
 class _FastMish(th.autograd.Function):

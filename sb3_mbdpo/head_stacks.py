@@ -216,11 +216,13 @@ class HeadStack(NamedTuple):
             x = F.layer_norm(x, x.shape[-1:], gain[0], shift[0], EPS)
         else:
             x = th.addcmul(shift, standardised(x), gain)
-        activated: th.Tensor = mish_of_negative_(x) if self.negates else self.activation(x)
+        if self.negates and not x.requires_grad:
+            return mish_of_negative_(x).to(self.dtype)
+        activated: th.Tensor = self.activation(x.neg() if self.negates else x)
         return activated.to(self.dtype)
 
     def _fused(self, x: th.Tensor) -> bool:
-        return isinstance(self.activation, Mish) and uses_kernels(x)
+        return type(self.activation) is Mish and uses_kernels(x)
 
 
 def stack_heads(
@@ -245,7 +247,7 @@ def stack_heads(
     widths = [head[-1][1].shape[-1] for head in heads]
     joint = accelerated and several and len(set(widths)) == 1
     reading = accelerated and several and widths[-1] == 1
-    negates = isinstance(activation, Mish) and not accelerated
+    negates = type(activation) is Mish and not accelerated
     return HeadStack(
         latent=latent,
         # Kernels read it row by row, at each denoising step

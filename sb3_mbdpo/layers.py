@@ -5,7 +5,6 @@ any number of them costs one matrix product per layer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from itertools import pairwise
 from typing import cast
 
@@ -14,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_mbdpo.activations import Mish
+from sb3_mbdpo.activations import SimNorm as SimNorm  # where models pickled whole look for it
 from sb3_mbdpo.hardware import on_accelerator, recomputed
 
 WEIGHT_STD = 0.02
@@ -70,13 +70,6 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     return F.linear(pad_end(x, inputs), weight, pad_end(bias, outputs))[..., : len(bias)]
 
 
-@cache
-def _no_change(width: int) -> tuple[th.Tensor, th.Tensor]:
-    """Gain and shift [width] of a norm that has none, made once."""
-    with th.inference_mode(False):
-        return th.ones(width), th.zeros(width)
-
-
 def standardised(h: th.Tensor) -> th.Tensor:
     """
     LayerNorm without gain and shift.
@@ -87,8 +80,8 @@ def standardised(h: th.Tensor) -> th.Tensor:
     width = h.shape[-1]
     if on_accelerator(h) or th.compiler.is_compiling():
         return F.layer_norm(h, (width,), eps=EPS)
-    # Without them PyTorch's kernel for CPUs goes number by number
-    return F.layer_norm(h, (width,), *_no_change(width), EPS)
+    # Without a gain and a shift PyTorch's kernel for CPUs goes number by number
+    return F.layer_norm(h, (width,), h.new_ones(width), h.new_zeros(width), EPS)
 
 
 class Linear(nn.Linear):
@@ -140,12 +133,19 @@ class NormedLinear(nn.Module):
 
 def _weight_and_bias(module: nn.Module | None) -> tuple[th.Tensor, th.Tensor]:
     """Taken where modules keep them: looking for an attribute takes a small layer as long as its norm."""
-    own = cast(nn.Module, module)._parameters
-    return cast(th.Tensor, own["weight"]), cast(th.Tensor, own["bias"])
+    layer = cast(nn.Linear | nn.LayerNorm, module)
+    weight = layer._parameters.get("weight")
+    # What was pruned or parametrized has its weight elsewhere
+    return (layer.weight, layer.bias) if weight is None else (weight, cast(th.Tensor, layer._parameters["bias"]))
 
 
 class MLP(nn.Sequential):
-    """Layers one after the other. Hooks of the whole and of activations are called, those of its layers are not."""
+    """
+    Layers one after the other.
+
+    Of hooks, those of the whole and of activations are called, those of layers are not. A search and the score network
+    on its path take the layers out of their heads: there only what is left of the modules calls hooks.
+    """
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """

@@ -95,7 +95,8 @@ class ScoreNetwork(nn.Module):
         """Of steps 0 ... T - 1 [T, E]."""
         if steps <= TABLED_STEPS:
             return self.step_embeddings[:steps]
-        return timestep_embedding(th.arange(steps, device=self.step_embeddings.device), self.time_embed_dim)
+        table = timestep_embedding(th.arange(steps, device=self.step_embeddings.device), self.time_embed_dim)
+        return table.to(self.step_embeddings.dtype)
 
     def along(self, condition: th.Tensor, steps: int) -> Callable[[th.Tensor, int], th.Tensor]:
         """

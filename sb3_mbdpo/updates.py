@@ -123,7 +123,10 @@ class Learner:
 
     def _autocast(self) -> AbstractContextManager[object]:
         # One for each loss: within one, weights are cast once, and would stay what they were before a step
-        return th.autocast(self.policy.device.type, th.bfloat16) if self.mixed_precision else nullcontext()
+        device = self.policy.device.type
+        if not (self.mixed_precision or th.is_autocast_enabled(device)):
+            return nullcontext()
+        return th.autocast(device, th.bfloat16, enabled=self.mixed_precision)
 
     def encode(self, samples: SequenceSamples) -> LatentBatch:
         """

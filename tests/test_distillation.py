@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import pytest
@@ -167,6 +168,10 @@ def test_what_steps_share_is_computed_once_and_the_same(tasks: TaskSpec | None, 
             th.testing.assert_close(output(x, tau), model.score(condition, x, tau), rtol=1e-5, atol=1e-6)
     with pytest.raises(IndexError):
         output(x, steps)
+    double = copy.deepcopy(model).double()
+    assert double.score is not None
+    twice = double.score.along(condition.double(), steps)(x.double(), 1)
+    th.testing.assert_close(twice.float(), output(x, 1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("prediction", ["sample", "score"])

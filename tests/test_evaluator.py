@@ -4,6 +4,7 @@ import pytest
 import torch as th
 
 from sb3_mbdpo import evaluator, head_stacks
+from sb3_mbdpo.activations import Mish
 from sb3_mbdpo.evaluator import STACKED_ON_CPU, Evaluator
 from sb3_mbdpo.layers import EnsembleMLP
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
@@ -119,6 +120,26 @@ def test_small_heads_are_stacked_on_a_cpu_and_wide_ones_are_not() -> None:
     for n_samples, groups in ((8, 1), (2 * STACKED_ON_CPU // width, 3)):
         config = make_config(n_samples=n_samples, n_elites=2, n_prior_trajectories=2)
         assert len(Evaluator(model, config, th.zeros(1, 16), PAIR).steps) == groups
+
+
+class Loud(Mish):
+    """Another activation than what it is made of."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return 2 * super().forward(x) + 1
+
+
+@pytest.mark.parametrize("activation_fn", [Mish, Loud])
+@pytest.mark.parametrize("stacked", [True, False])
+def test_activations_are_the_models_own_and_gradients_pass(activation_fn: type[Mish], stacked: bool) -> None:
+    model = trained(activation_fn=activation_fn)
+    z, actions = normal(2, 16).softmax(-1), normal(2, 5, 3, 2, seed=1).clamp(-1, 1).requires_grad_()
+    found, _ = Evaluator(model, make_config(stacked=stacked), z, PAIR).roll_out(actions)
+    expected = model.next(z[:, None].expand(-1, 5, -1), actions[:, :, 0])
+    th.testing.assert_close(found[0].view(2, 5, -1), expected)
+    slopes = [th.autograd.grad(latents.pow(2).sum(), actions)[0] for latents in (found[0], expected)]
+    assert slopes[0].any()
+    th.testing.assert_close(*slopes)
 
 
 def test_layers_of_chosen_members() -> None:

@@ -99,6 +99,14 @@ def test_decoding_is_exact_in_mixed_precision() -> None:
     th.testing.assert_close(mixed, two_hot.decode(logits))
 
 
+def test_updates_in_float32_are_so_within_mixed_precision_too() -> None:
+    model, seen = make(update_dtype="float32").learn(10), []
+    model.policy.world_model.reward.register_forward_hook(lambda _, args, logits: seen.append(logits.dtype))
+    with th.autocast("cpu", th.bfloat16):
+        model.train(1, 8)
+    assert seen and set(seen) == {th.float32}
+
+
 def test_a_step_shows_in_the_losses_that_follow() -> None:
     """Mixed precision keeps casts of the weights; none may outlive the step that changes them."""
     model = make(update_dtype="bfloat16", learning_rate=0.1).learn(10)

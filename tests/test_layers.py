@@ -1,7 +1,10 @@
+from collections.abc import Callable
+
 import pytest
 import torch as th
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 from sb3_mbdpo import layers
 from sb3_mbdpo.activations import Mish, SimNorm, fast_mish
@@ -125,12 +128,46 @@ def test_standardised_is_layer_norm_to_the_last_bit(gradient: bool) -> None:
         th.testing.assert_close(*slopes, rtol=1e-5, atol=1e-7)
 
 
-def test_standardised_may_be_asked_for_in_inference_mode_first() -> None:
+@pytest.mark.parametrize("dtype", [th.float64, th.float32])
+def test_heads_of_other_types(dtype: th.dtype) -> None:
+    """Inference mode comes first: nothing of it stays behind."""
+    net, x = ensemble().to(dtype), th.randn(5, 6, generator=generator(), requires_grad=True)
     with th.inference_mode():
-        standardised(th.randn(2, 37))
-    x = th.randn(2, 37, requires_grad=True)
-    standardised(x).pow(3).sum().backward()
+        inferred = net(x.to(dtype))
+    out = net(x.to(dtype))
+    assert out.dtype == dtype and th.equal(out, inferred)
+    th.testing.assert_close(out.float(), ensemble()(x))
+    out.float().pow(3).sum().backward()
     assert x.grad is not None and x.grad.any()
+
+
+def test_a_default_device_for_new_tensors_is_not_that_of_heads() -> None:
+    net, x = ensemble(), th.randn(5, 6, generator=generator())
+    with th.device("meta"):
+        found = net(x)
+    assert th.equal(found, net(x))
+
+
+@pytest.mark.parametrize(
+    "change", [parametrizations.weight_norm, lambda layer: prune.random_unstructured(layer, "weight", 0.5)]
+)
+def test_layers_whose_weight_is_computed(change: Callable[[nn.Module], object]) -> None:
+    net, x = mlp(5, [8], 3, None, nn.ReLU), th.randn(2, 5, generator=generator())
+    for layer in (net[0].linear, net[1]):
+        change(layer)
+    hidden = net[0].norm(F.linear(x, net[0].linear.weight, net[0].linear.bias)).relu()
+    th.testing.assert_close(net(x), F.linear(hidden, net[1].weight, net[1].bias))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_heads_can_be_mapped_over_a_dimension() -> None:
+    net, x = mlp(5, [8], 3), th.randn(4, 2, 5, generator=generator())
+    with th.no_grad():
+        th.testing.assert_close(th.func.vmap(net)(x), net(x))
+
+
+def test_models_pickled_whole_find_their_activations() -> None:
+    assert layers.SimNorm is SimNorm and layers.Mish is Mish
 
 
 def test_mlp_layers_and_start() -> None:

@@ -1,5 +1,6 @@
 import copy
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,27 @@ def test_every_observation_space(name: str) -> None:
         np.testing.assert_allclose(alone, action, atol=1e-4)
         np.testing.assert_allclose(state[0], plan, atol=1e-4)
     assert len(np.unique(actions, axis=0)) > 1, "the observation matters"
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = th.get_num_threads()
+    th.set_num_threads(request.param)
+    yield
+    th.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("act_mode", ACT_MODES)
+def test_a_row_acts_the_same_to_the_last_bit_in_any_company(act_mode: str) -> None:
+    space = spaces.Box(-1.0, 1.0, (24,), np.float32)
+    policy = make_policy(space, model_size=0.1, n_samples=32, n_prior_trajectories=8)
+    policy.act_mode = act_mode
+    observations = np.random.default_rng(0).uniform(-1, 1, (60, 24)).astype(np.float32)
+    many, _ = policy.predict(observations, deterministic=True)
+    for count in (1, 7, 8, 9, 10, 11, 15, 17, 33):
+        few, _ = policy.predict(observations[:count], deterministic=True)
+        np.testing.assert_array_equal(few, many[:count], err_msg=f"{count} rows")
 
 
 def test_channels_last_images_are_turned() -> None:
