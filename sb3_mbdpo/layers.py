@@ -134,17 +134,19 @@ class NormedLinear(nn.Module):
 def _weight_and_bias(module: nn.Module | None) -> tuple[th.Tensor, th.Tensor]:
     """Taken where modules keep them: looking for an attribute takes a small layer as long as its norm."""
     layer = cast(nn.Linear | nn.LayerNorm, module)
-    weight = layer._parameters.get("weight")
-    # What was pruned or parametrized has its weight elsewhere
-    return (layer.weight, layer.bias) if weight is None else (weight, cast(th.Tensor, layer._parameters["bias"]))
+    own = layer._parameters
+    if "weight" in own and "bias" in own:
+        return cast(th.Tensor, own["weight"]), cast(th.Tensor, own["bias"])
+    # What is pruned or parametrized lies elsewhere
+    return layer.weight, layer.bias
 
 
 class MLP(nn.Sequential):
     """
     Layers one after the other.
 
-    Of hooks, those of the whole and of activations are called, those of layers are not. A search and the score network
-    on its path take the layers out of their heads: there only what is left of the modules calls hooks.
+    Forward hooks of the whole and of activations are called, those of layers are not. A search, and the score network
+    along several denoising steps, compute from the layers' parameters and call no head, nor its hooks.
     """
 
     def forward(self, x: th.Tensor) -> th.Tensor:

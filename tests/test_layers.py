@@ -148,9 +148,11 @@ def test_a_default_device_for_new_tensors_is_not_that_of_heads() -> None:
     assert th.equal(found, net(x))
 
 
-@pytest.mark.parametrize(
-    "change", [parametrizations.weight_norm, lambda layer: prune.random_unstructured(layer, "weight", 0.5)]
-)
+def pruned(name: str) -> Callable[[nn.Module], object]:
+    return lambda layer: prune.random_unstructured(layer, name, 2)
+
+
+@pytest.mark.parametrize("change", [parametrizations.weight_norm, pruned("weight"), pruned("bias")])
 def test_layers_whose_weight_is_computed(change: Callable[[nn.Module], object]) -> None:
     net, x = mlp(5, [8], 3, None, nn.ReLU), th.randn(2, 5, generator=generator())
     for layer in (net[0].linear, net[1]):
