@@ -71,6 +71,12 @@ class ActingPolicy(TaskPolicy):
         """
         raise NotImplementedError
 
+    @property
+    def device(self) -> th.device:
+        """Where the world model is; looking for a first parameter at each call, as the base class does, takes long."""
+        model = cast(WorldModel | None, self._modules.get("world_model"))
+        return super().device if model is None else model.prior_scale.device
+
     # --- randomness ---------------------------------------------------------------------------------------------
 
     def seed(self, seed: int | None) -> None:
@@ -186,9 +192,8 @@ class ActingPolicy(TaskPolicy):
         task = self.tasks_of(obs)
         z = self._encode(obs, batch, task)
         if len(z) > batch:
-            repeated = th.arange(len(z), device=z.device) % batch
-            previous_plan, restart = previous_plan[repeated], restart[repeated]
-            task = None if task is None else task[repeated]
+            previous_plan, restart = repeated(previous_plan, len(z)), repeated(restart, len(z))
+            task = None if task is None else repeated(task, len(z))
         result = None
         if self.act_mode == "search":
             noise = draw_noise(config, model, self.generator, len(z), self.device) if shared is None else shared
@@ -230,10 +235,12 @@ class ActingPolicy(TaskPolicy):
         parts = th.get_num_threads() if batch > MIN_ROWS and self.device.type == "cpu" else 1
         fewest = MIN_ROWS * parts
         rows = max(batch, math.ceil(fewest / narrowest))
-        index = th.arange(max(batch, fewest), device=self.device) % batch
-        if len(index) > batch:
-            features = {k: x[index] for k, x in features.items()} if isinstance(features, dict) else features[index]
-            task = None if task is None else task[index]
+        if fewest > batch:
+            if isinstance(features, dict):
+                features = {key: repeated(x, fewest) for key, x in features.items()}
+            else:
+                features = repeated(features, fewest)
+            task = None if task is None else repeated(task, fewest)
         return self.world_model.encode(features, task)[:rows]
 
     def _normal(self, shape: tuple[int, ...]) -> th.Tensor:
@@ -325,3 +332,13 @@ class ActingPolicy(TaskPolicy):
         space = cast(spaces.Box, self.action_space)
         actions = self.unscale_action(scaled.reshape(-1, *space.shape))
         return np.clip(actions, space.low, space.high).astype(space.dtype, copy=False)
+
+
+def repeated(x: th.Tensor, rows: int) -> th.Tensor:
+    """
+    :param x: [B, ...]
+    :param rows: Rows R wanted
+    :return: The rows over and over again until there are R [R, ...]
+    """
+    times = -(-rows // len(x))
+    return x.repeat(times, *[1] * (x.dim() - 1))[:rows]

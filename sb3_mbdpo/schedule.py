@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import torch as th
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class NoiseSchedule:
         :param restart: [B] bool, rows that start cold
         :return: Plan in the middle of the first candidates [B, H, A]
         """
-        shifted = th.cat([previous_plan[:, 1:], th.zeros_like(previous_plan[:, :1])], dim=1)
+        shifted = F.pad(previous_plan[:, 1:], (0, 0, 0, 1))
         return shifted.masked_fill(restart[:, None, None], 0.0)
 
     def start(self, previous_plan: th.Tensor, restart: th.Tensor) -> th.Tensor:

@@ -13,6 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from torch import nn
 
 from sb3_mbdpo import CnnPolicy, MlpPolicy
+from sb3_mbdpo.acting import repeated
 from sb3_mbdpo.encoders import FeaturesEncoder
 from sb3_mbdpo.search import ACT_MODES
 from tests.fakes import ACTIONS, TINY_SIZES, UNEVEN, VECTOR, flat_parameters, make_policy
@@ -76,6 +77,19 @@ def test_a_row_acts_the_same_to_the_last_bit_in_any_company(act_mode: str) -> No
     for count in (1, 7, 8, 9, 10, 11, 15, 17, 33):
         few, _ = policy.predict(observations[:count], deterministic=True)
         np.testing.assert_array_equal(few, many[:count], err_msg=f"{count} rows")
+
+
+def test_rows_are_repeated_in_their_order() -> None:
+    x = th.arange(6.0).reshape(3, 2)
+    assert repeated(x, 7)[:, 0].tolist() == [0, 2, 4, 0, 2, 4, 0]
+    assert repeated(x, 2)[:, 0].tolist() == [0, 2]
+    assert repeated(th.tensor([True]), 3).tolist() == [True, True, True]
+
+
+def test_a_policy_is_where_its_parameters_are() -> None:
+    policy = make_policy()
+    assert policy.device == next(policy.parameters()).device == th.device("cpu")
+    assert copy.deepcopy(policy).to("meta").device == th.device("meta")
 
 
 def test_channels_last_images_are_turned() -> None:
