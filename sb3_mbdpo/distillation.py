@@ -105,7 +105,9 @@ def own_path(
     schedule = config.schedule
     # Rows warm-start with what was executed; `start` shifts a previous plan, so give it one step more to shift away
     previous = th.cat([th.zeros_like(behaviour[:, :1]), behaviour[:, :-1]], dim=1)
-    points = model.score.denoise(schedule, condition, schedule.start(previous, path.cold), model.mask(task))
+    # No row is at the end of the path: where the last step leads, nothing is to be denoised
+    start, steps = schedule.start(previous, path.cold), len(schedule.taus) - 1
+    points = model.score.denoise(schedule, condition, start, model.mask(task), steps)
     index = schedule.denoising_steps - 1 - path.tau
     return th.stack(points)[index, th.arange(len(condition), device=condition.device)]
 

@@ -115,10 +115,10 @@ class ScoreNetwork(nn.Module):
         widths = [condition.shape[-1], plan_width, self.time_embed_dim]
         of_condition, of_plan, of_time = first.linear.weight.t().split(widths)
         shared = th.addmm(first.linear.bias, condition, of_condition)
-        times = self._embeddings(steps) @ of_time
+        starts = shared + (self._embeddings(steps) @ of_time)[:, None]
 
         def output(x: th.Tensor, tau: int) -> th.Tensor:
-            h = first.normalise(th.addmm(shared + times[tau], x.flatten(1), of_plan))
+            h = first.normalise(th.addmm(starts[tau], x.flatten(1), of_plan))
             for layer in rest:
                 h = layer.forward(h)
             return h.view_as(x)
@@ -146,19 +146,25 @@ class ScoreNetwork(nn.Module):
 
     @th.no_grad()
     def denoise(
-        self, schedule: NoiseSchedule, condition: th.Tensor, x: th.Tensor, mask: th.Tensor | None = None
+        self,
+        schedule: NoiseSchedule,
+        condition: th.Tensor,
+        x: th.Tensor,
+        mask: th.Tensor | None = None,
+        steps: int | None = None,
     ) -> list[th.Tensor]:
         """
-        Follow the score from the first noise level to the last.
+        Follow the score from the first noise level on.
 
         :param schedule: Noise schedule of T values
         :param condition: [B, C]
         :param x: Where to start [B, H, A]
         :param mask: 1 for the actions that a row has [B, A]
-        :return: The start and what each denoising step makes of it, T plans [B, H, A]
+        :param steps: Denoising steps S to take; by default all T - 1, to the last noise level
+        :return: The start and what each denoising step makes of it, S + 1 plans [B, H, A]
         """
         output, points = self.along(condition, schedule.denoising_steps), [x]
-        for tau in schedule.taus:
+        for tau in schedule.taus[:steps]:
             plan = self._clean(output(points[-1], tau), points[-1], schedule.alpha_bars[tau])
             points.append(schedule.denoise(plan if mask is None else plan * mask[:, None], tau))
         return points

@@ -181,6 +181,8 @@ def test_denoising_follows_the_clean_plans(prediction: str) -> None:
     assert model.score is not None
     points = model.score.denoise(schedule, z, x)
     assert len(points) == schedule.denoising_steps and points[0] is x
+    part = model.score.denoise(schedule, z, x, steps=2)
+    assert len(part) == 3 and all(th.equal(a, b) for a, b in zip(part, points, strict=False))
     for tau, point, following in zip(schedule.taus, points, points[1:], strict=False):
         with th.no_grad():
             plan = model.score.clean_plan(z, point, tau, schedule.alpha_bars[tau])
