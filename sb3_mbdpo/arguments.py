@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
+from sb3_mbdpo.building import policy_arguments
 from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.presets import discount_for, episode_length_of, learning_starts_for, resolve_preset
 from sb3_mbdpo.search import check_act_mode
@@ -167,7 +168,7 @@ def check_arguments(model: MBDPO) -> None:
     _check_tasks(model)
     if "horizon" in model.replay_buffer_kwargs and model.replay_buffer_kwargs["horizon"] != model.horizon:
         raise ValueError("replay_buffer_kwargs holds `horizon`, an argument of MBDPO itself: pass it to MBDPO.")
-    clashing = sorted(model._policy_arguments().keys() & model.policy_kwargs.keys())
+    clashing = sorted(policy_arguments(model).keys() & model.policy_kwargs.keys())
     if clashing:
         raise ValueError(f"policy_kwargs holds arguments of MBDPO itself: {clashing}; pass them to MBDPO.")
     if model.n_steps != 1:

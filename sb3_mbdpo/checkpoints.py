@@ -23,6 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_mbdpo.arguments import check_arguments, resolve_defaults
+from sb3_mbdpo.building import policy_arguments
 from sb3_mbdpo.checkpoint_config import (
     CONFIG,
     NORMALIZATION,
@@ -326,7 +327,7 @@ def _implied(model: MBDPO) -> Any:
     model._resolve_tasks()
     resolve_defaults(model)
     check_arguments(model)
-    arguments = {**model._policy_arguments(), **model.policy_kwargs}
+    arguments = {**policy_arguments(model), **model.policy_kwargs}
     return implied_shapes(
         cast(Any, model.policy_class), model.observation_space, cast(spaces.Box, model.action_space), arguments
     )

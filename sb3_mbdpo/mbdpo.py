@@ -6,7 +6,7 @@ What was checked against the authors' released implementation: the world model, 
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -17,29 +17,24 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_mbdpo.accumulation import AccumulatingLearner
-from sb3_mbdpo.acting import PlanResult
 from sb3_mbdpo.adaptation import set_trainable
-from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
+from sb3_mbdpo.arguments import check_arguments, resolve_defaults
 from sb3_mbdpo.buffers import SequenceReplayBuffer, SequenceSamples
-from sb3_mbdpo.captured_updates import CapturedLearner
+from sb3_mbdpo.building import make_learner, policy_arguments
+from sb3_mbdpo.collecting import CollectingAlgorithm
 from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.distributed_learning import learn_together
-from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.hub import HubAlgorithm
 from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
-from sb3_mbdpo.losses import LossCoefficients
 from sb3_mbdpo.metrics import RunningMeans
 from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy
-from sb3_mbdpo.rehearsal import RehearsingAlgorithm
 from sb3_mbdpo.resuming import RandomState
 from sb3_mbdpo.tasks import TaskSet, plain_tasks
-from sb3_mbdpo.updates import Learner
 
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
 
 
-class MBDPO(RehearsingAlgorithm, HubAlgorithm):
+class MBDPO(CollectingAlgorithm, HubAlgorithm):
     """
     Model-Based Diffusion Policy Optimization.
 
@@ -311,7 +306,7 @@ class MBDPO(RehearsingAlgorithm, HubAlgorithm):
             self.replay_buffer_class = self._default_buffer_class()
         # Policy and buffer take the algorithm's own arguments; the user's stay what they were
         user_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
-        self.policy_kwargs = {**self._policy_arguments(), **self.policy_kwargs}
+        self.policy_kwargs = {**policy_arguments(self), **self.policy_kwargs}
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, **self._buffer_arguments()}
         try:
             super()._setup_model()
@@ -322,138 +317,14 @@ class MBDPO(RehearsingAlgorithm, HubAlgorithm):
         self._restore_random_state()
         if self._trainable is not None:
             set_trainable(self.policy.world_model, self._trainable)
-        self.learner = self._make_learner()
+        self.learner = make_learner(self)
 
-    def _make_learner(self) -> Learner:
-        """What updates the policy. All arguments are resolved by now."""
-        coefficients = LossCoefficients(
-            consistency=self.consistency_coef,
-            reward=self.reward_coef,
-            value=self.value_coef,
-            termination=self.termination_coef,
-            energy=self.energy_loss_coef,
-            entropy=self.entropy_coef,
-            rho=self.rho,
-            saturation=cast(float, self.saturation_coef),
-        )
-        names = ["tau", "bootstrap", "target_horizon", "prior_horizon", "policy_delay", "energy_interval", "score_coef"]
-        names += ["score_batch_size", "score_samples", "score_interval", "max_grad_norm", "activation_checkpointing"]
-        mixed = resolve_dtype("update_dtype", self.update_dtype, self.device) == "bfloat16"
-        arguments: dict[str, Any] = {name: getattr(self, name) for name in names}
-        if self.gradient_accumulation > 1:
-            parts = self.gradient_accumulation
-            return AccumulatingLearner(self.policy, coefficients, mixed_precision=mixed, parts=parts, **arguments)
-        learner_class = CapturedLearner if self.policy.captures else Learner
-        return learner_class(self.policy, coefficients, mixed_precision=mixed, **arguments)
-
-    def _policy_arguments(self) -> dict[str, Any]:
-        """The algorithm's own arguments that the policy takes."""
-        names = (
-            "model_size",
-            "horizon",
-            "denoising_steps",
-            "n_samples",
-            "n_elites",
-            "n_prior_trajectories",
-            "temperature",
-            "beta_start",
-            "beta_end",
-            "energy_coef",
-            "energy_unit",
-            "prior_margin",
-            "exploration_noise",
-            "act_mode",
-            "episodic",
-            "encoder_lr_scale",
-            "compile",
-            "warm_denoising_steps",
-            "seed",
-        )
-        return {name: getattr(self, name) for name in names} | {
-            "discount": self.gamma if self.tasks is None else max(self.tasks.discounts),
-            "tasks": self._tasks,
-            "search_dtype": resolve_dtype("search_dtype", cast(str, self.search_dtype), self.device),
-            "with_score": self.score_coef > 0,
-        }
-
-    # --- collecting ---------------------------------------------------------------------------------------------
+    # --- learning -----------------------------------------------------------------------------------------------
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         # What was interrupted may have left one
         self._after_update = None
         return super()._init_callback(callback, progress_bar)
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        assert self.replay_buffer is not None
-        self._check_rehearsal()
-        if reset_num_timesteps:
-            self._counts_offline_steps = False
-        if reset_num_timesteps or self._last_obs is None:
-            # The environment is about to be reset: neither plans nor what is stored so far continue
-            self._plans = self._restarts = None
-            if self.replay_buffer.size() > 0:
-                self.replay_buffer.mark_boundary()
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        acts_already = self._acts_from_start or self._counts_offline_steps
-        if self.num_timesteps < learning_starts and not acts_already:
-            # Stable-Baselines3 unscales in float32, which can end a hair outside of the bounds
-            _, scaled = super()._sample_action(learning_starts, action_noise, n_envs)
-            scaled = self._mask_actions(scaled)
-            return self.policy.to_env(scaled), scaled
-        assert self._last_obs is not None, "self._last_obs was not set"
-        self.policy.set_training_mode(False)
-        obs, _ = self.policy.obs_to_tensor(self._last_obs)
-        previous, restart = self.policy.check_state(self._plans, self._restarts, n_envs)
-        result = self.policy.plan(obs, previous, restart)
-        self._plans = result.plan.cpu().numpy()
-        self._record_plan(result)
-        scaled = result.action.cpu().numpy().reshape(n_envs, *self.action_space.shape)  # type: ignore[misc]
-        if action_noise is not None:
-            scaled = self._mask_actions(np.clip(scaled + action_noise(), -1, 1))
-        return self.policy.to_env(scaled), scaled
-
-    def _record_plan(self, result: PlanResult) -> None:
-        """Search statistics, and how far the executed plan is from the policy that the critics bootstrap from."""
-        with th.no_grad():
-            if self.bootstrap == "prior":
-                bootstrap_action = self.policy.world_model.prior_action(result.latent, None, result.task)
-            else:
-                bootstrap_action = self.learner.cold_plan(result.latent, result.task)[:, 0]
-            metrics = {"search/action_drift": (result.plan[:, 0] - bootstrap_action).abs().mean()}
-        if result.search is not None:
-            metrics["search/value"] = result.search.value.mean()
-            metrics["search/value_std"] = result.search.value_std.mean()
-        self._metrics.add(metrics)
-
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        check_finite(new_obs, reward)
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        self._restarts = np.array(dones, dtype=bool)
-        if self.episodic is None and not self.policy.episodic and self._restarts.any():
-            timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-            if (self._restarts & ~timeouts).any():
-                self.policy.mark_episodic()
-
-    # --- learning -----------------------------------------------------------------------------------------------
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """

@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_mbdpo.adaptation import (
     AddedTask,
@@ -30,12 +30,16 @@ from sb3_mbdpo.adaptation import (
     task_errors,
 )
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
-from sb3_mbdpo.multitask_env import EnvSource, MultiTaskEnv, describe_task, make_env
+from sb3_mbdpo.building import make_learner
+from sb3_mbdpo.multitask_env import EnvSource, MultiTaskEnv, check_task_env, describe_task, make_env, task_set_of
 from sb3_mbdpo.resuming import ResumableAlgorithm
 from sb3_mbdpo.task_replay import MultiTaskReplayBuffer
 from sb3_mbdpo.task_scores import TaskScores, evaluate_tasks
-from sb3_mbdpo.tasks import NEAREST, TASK_KEY, TaskSet, check_task_spaces, mean_and_std
+from sb3_mbdpo.tasks import NEAREST, TASK_KEY, TaskSet, mean_and_std
 from sb3_mbdpo.updates import Learner
+
+if TYPE_CHECKING:
+    from sb3_mbdpo.mbdpo import MBDPO
 
 UNKNOWN_EPISODE_LENGTH = 500
 LONGEST_NAME_IN_TABLES = 18
@@ -62,9 +66,6 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
     # data too
     _task_sources: dict[str, Callable[[], gym.Env]]
     _task_returns: dict[str, list[float]]
-
-    def _make_learner(self) -> Learner:
-        raise NotImplementedError
 
     @property
     def tasks(self) -> TaskSet | None:
@@ -302,7 +303,7 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         self._set_tasks(extended)
         self.set_trainable(trainable)
         self.policy.rebuild_optimizers(self.lr_schedule)
-        self.learner = self._make_learner()
+        self.learner = make_learner(cast("MBDPO", self))
         self.observation_space = extended.observation_space
         self._acts_from_start = True
         length = extended[name].episode_length or UNKNOWN_EPISODE_LENGTH
@@ -363,41 +364,3 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         found = task_errors(self.policy, windows, len(tasks), self.consistency_coef, self.reward_coef)
         errors = dict(zip(tasks.names, found, strict=True))
         return min(errors, key=lambda task: errors[task].total), errors
-
-
-def task_set_of(env: GymEnv | None) -> TaskSet | None:
-    """
-    :param env: Environment or vector environment
-    :return: The task set of its ``MultiTaskEnv``; None where there is none
-    :raises ValueError: if its environments belong to different sets
-    """
-    if env is None:
-        return None
-    if isinstance(env, VecEnv):
-        found = env.get_attr("task_set") if env.has_attr("task_set") else []
-    else:
-        found = [env.get_wrapper_attr("task_set")] if env.has_wrapper_attr("task_set") else []
-    sets = [tasks for tasks in found if isinstance(tasks, TaskSet)]
-    if any(other != sets[0] for other in sets[1:]):
-        raise ValueError("The environments belong to different task sets: wrap all of them with the same one.")
-    return sets[0] if sets else None
-
-
-def check_task_env(tasks: TaskSet, env: GymEnv) -> None:
-    """
-    :param tasks: Tasks of the model
-    :param env: Environment to train or evaluate in
-    :raises ValueError: if it has other spaces, other tasks, or normalises what it returns
-    """
-    if isinstance(env, VecEnv) and unwrap_vec_wrapper(env, VecNormalize) is not None:
-        raise ValueError(
-            "VecNormalize shares its statistics between tasks of different scales: leave it out (rewards are learned "
-            "in symlog space), or scale each task's observations in a wrapper of its own."
-        )
-    check_task_spaces(tasks, env.observation_space, env.action_space)
-    found = task_set_of(env)
-    if found is not None and found.names != tasks.names:
-        raise ValueError(
-            f"The environment's tasks are {list(found.names)}, the model's {list(tasks.names)}: build it with "
-            "model.tasks, so that indices mean the same."
-        )

@@ -13,9 +13,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize, unwrap_vec_wrapper
 
-from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY, Task, TaskSet, pad_right
+from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY, Task, TaskSet, check_task_spaces, pad_right
 from sb3_mbdpo.wrappers import ActionRepeat
 
 # An environment, its id, or what makes one
@@ -248,3 +249,41 @@ def make_multitask_env(
     if seed is not None:
         vec_env.seed(seed)
     return vec_env
+
+
+def task_set_of(env: GymEnv | None) -> TaskSet | None:
+    """
+    :param env: Environment or vector environment
+    :return: The task set of its ``MultiTaskEnv``; None where there is none
+    :raises ValueError: if its environments belong to different sets
+    """
+    if env is None:
+        return None
+    if isinstance(env, VecEnv):
+        found = env.get_attr("task_set") if env.has_attr("task_set") else []
+    else:
+        found = [env.get_wrapper_attr("task_set")] if env.has_wrapper_attr("task_set") else []
+    sets = [tasks for tasks in found if isinstance(tasks, TaskSet)]
+    if any(other != sets[0] for other in sets[1:]):
+        raise ValueError("The environments belong to different task sets: wrap all of them with the same one.")
+    return sets[0] if sets else None
+
+
+def check_task_env(tasks: TaskSet, env: GymEnv) -> None:
+    """
+    :param tasks: Tasks of the model
+    :param env: Environment to train or evaluate in
+    :raises ValueError: if it has other spaces, other tasks, or normalises what it returns
+    """
+    if isinstance(env, VecEnv) and unwrap_vec_wrapper(env, VecNormalize) is not None:
+        raise ValueError(
+            "VecNormalize shares its statistics between tasks of different scales: leave it out (rewards are learned "
+            "in symlog space), or scale each task's observations in a wrapper of its own."
+        )
+    check_task_spaces(tasks, env.observation_space, env.action_space)
+    found = task_set_of(env)
+    if found is not None and found.names != tasks.names:
+        raise ValueError(
+            f"The environment's tasks are {list(found.names)}, the model's {list(tasks.names)}: build it with "
+            "model.tasks, so that indices mean the same."
+        )

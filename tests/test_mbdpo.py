@@ -196,6 +196,16 @@ def test_running_plans_restart_where_episodes_end() -> None:
     assert model._plans is None
 
 
+@pytest.mark.parametrize("bootstrap", ["prior", "score"])
+def test_drift_is_measured_now_and_then(bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, drifts = make(toy_envs(2), bootstrap=bootstrap), []
+    measure = model._action_drift
+    monkeypatch.setattr(model, "_action_drift", lambda result: drifts.append(measure(result)) or drifts[-1])
+    model.learn(70)
+    # Decisions 10, 20 and 30; random ones, up to learning_starts, have no plan
+    assert len(drifts) == 3 and all(0 < drift < 2 for drift in drifts)
+
+
 def test_logs() -> None:
     model, writer = make(ToyEnv(terminates=True), learning_rate=lambda left: 1e-3 * left), LastDump()
     model.set_logger(Logger(None, [writer]))

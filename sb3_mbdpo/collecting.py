@@ -1,0 +1,98 @@
+"""The part of MBDPO that acts while it collects: running plans, what is stored, and figures about the search."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+from sb3_mbdpo.acting import PlanResult
+from sb3_mbdpo.arguments import check_finite
+from sb3_mbdpo.rehearsal import RehearsingAlgorithm
+
+# The drift of the actions is a figure to watch, and as dear as acting without search: measured at every so many steps
+DRIFT_INTERVAL = 10
+
+
+class CollectingAlgorithm(RehearsingAlgorithm):
+    """The part of MBDPO that collects experience. Arguments are those of the algorithm."""
+
+    bootstrap: str | None
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        assert self.replay_buffer is not None
+        self._check_rehearsal()
+        if reset_num_timesteps:
+            self._counts_offline_steps = False
+        if reset_num_timesteps or self._last_obs is None:
+            # The environment is about to be reset: neither plans nor what is stored so far continue
+            self._plans = self._restarts = None
+            if self.replay_buffer.size() > 0:
+                self.replay_buffer.mark_boundary()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        acts_already = self._acts_from_start or self._counts_offline_steps
+        if self.num_timesteps < learning_starts and not acts_already:
+            # Stable-Baselines3 unscales in float32, which can end a hair outside of the bounds
+            _, scaled = super()._sample_action(learning_starts, action_noise, n_envs)
+            scaled = self._mask_actions(scaled)
+            return self.policy.to_env(scaled), scaled
+        assert self._last_obs is not None, "self._last_obs was not set"
+        self.policy.set_training_mode(False)
+        obs, _ = self.policy.obs_to_tensor(self._last_obs)
+        previous, restart = self.policy.check_state(self._plans, self._restarts, n_envs)
+        result = self.policy.plan(obs, previous, restart)
+        self._plans = result.plan.cpu().numpy()
+        self._record_plan(result)
+        scaled = result.action.cpu().numpy().reshape(n_envs, *self.action_space.shape)  # type: ignore[misc]
+        if action_noise is not None:
+            scaled = self._mask_actions(np.clip(scaled + action_noise(), -1, 1))
+        return self.policy.to_env(scaled), scaled
+
+    def _record_plan(self, result: PlanResult) -> None:
+        """Search statistics, and how far the executed plan is from the policy that the critics bootstrap from."""
+        metrics: dict[str, th.Tensor] = {}
+        if self.num_timesteps // self.n_envs % DRIFT_INTERVAL == 0:
+            metrics["search/action_drift"] = self._action_drift(result)
+        if result.search is not None:
+            metrics["search/value"] = result.search.value.mean()
+            metrics["search/value_std"] = result.search.value_std.mean()
+        self._metrics.add(metrics)
+
+    @th.no_grad()
+    def _action_drift(self, result: PlanResult) -> th.Tensor:
+        if self.bootstrap == "prior":
+            action = self.policy.world_model.prior_action(result.latent, None, result.task)
+        else:
+            action = self.learner.cold_plan(result.latent, result.task)[:, 0]
+        return (result.plan[:, 0] - action).abs().mean()
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        check_finite(new_obs, reward)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._restarts = np.array(dones, dtype=bool)
+        if self.episodic is None and not self.policy.episodic and self._restarts.any():
+            timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+            if (self._restarts & ~timeouts).any():
+                self.policy.mark_episodic()
