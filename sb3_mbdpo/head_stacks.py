@@ -133,7 +133,7 @@ class HeadStack(NamedTuple):
         :return: Its output [R, out], float32
         """
         weight, bias = self.outputs[head]
-        return _product(bias, h, weight)[:, : self.widths[head]].float()
+        return _unpadded(_product(bias, h, weight), self.widths[head]).float()
 
     def read(self, head: int, part: th.Tensor, two_hot: TwoHot) -> th.Tensor:
         """
@@ -160,7 +160,7 @@ class HeadStack(NamedTuple):
         weight, bias = self.joint
         if uses_kernels(h):
             return _decoded(_multiplied(h, weight), bias.squeeze(1), two_hot)
-        return two_hot.decode(_product(bias, h, weight)[..., : self.widths[0]].float())
+        return two_hot.decode(_unpadded(_product(bias, h, weight), self.widths[0]).float())
 
     def _layers(
         self, shared: th.Tensor, z: th.Tensor | None, moves: th.Tensor | None, step: int, read: bool = False
@@ -275,6 +275,11 @@ def _decoded(product: th.Tensor, bias: th.Tensor, two_hot: TwoHot) -> th.Tensor:
 def _output(weight: th.Tensor, bias: th.Tensor, dtype: th.dtype) -> Layer:
     missing = to_align(weight) if on_accelerator(weight) else 0
     return pad_end(weight.to(dtype), missing), pad_end(bias.to(dtype), missing)
+
+
+def _unpadded(x: th.Tensor, width: int) -> th.Tensor:
+    # A view of all of it costs a small search as much as an addition
+    return x if x.shape[-1] == width else x[..., :width]
 
 
 def _stack(layers: Sequence[Layer]) -> Layer:
