@@ -13,8 +13,9 @@ from sb3_mbdpo.acting import PlanResult
 from sb3_mbdpo.arguments import check_finite
 from sb3_mbdpo.rehearsal import RehearsingAlgorithm
 
-# The drift of the actions is a figure to watch, and as dear as acting without search: measured at every so many steps
-DRIFT_INTERVAL = 10
+# The drift of the actions is a figure to watch, and as dear as acting without search: measured at every so many
+# decisions, a number that divides few lengths of episodes, whose same steps would always be met
+DRIFT_INTERVAL = 7
 
 
 class CollectingAlgorithm(RehearsingAlgorithm):
@@ -65,7 +66,9 @@ class CollectingAlgorithm(RehearsingAlgorithm):
     def _record_plan(self, result: PlanResult) -> None:
         """Search statistics, and how far the executed plan is from the policy that the critics bootstrap from."""
         metrics: dict[str, th.Tensor] = {}
-        if self.num_timesteps // self.n_envs % DRIFT_INTERVAL == 0:
+        # Of all environments of all processes: their means are taken over the same decisions
+        decisions = self.num_timesteps // (self.n_envs * self.learner.ranks.size)
+        if decisions % DRIFT_INTERVAL == 0:
             metrics["search/action_drift"] = self._action_drift(result)
         if result.search is not None:
             metrics["search/value"] = result.search.value.mean()

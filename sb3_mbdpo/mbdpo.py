@@ -131,8 +131,9 @@ class MBDPO(CollectingAlgorithm, HubAlgorithm):
         further ones run as without. On a GPU each search and each update is captured as one CUDA graph as well, for
         each number of observations and windows (updates of several processes, and of accumulated gradients, are not):
         optimizers must be fused ones, as they are by default
-    :param warm_denoising_steps: Denoising steps of a search that continues a plan, at most T - 1; fewer are faster and
-        stay closer to the plan. None: as many as at an episode's first step
+    :param warm_denoising_steps: Denoising steps of a search that continues a plan, at most T - 1, or a share of them
+        below 1 (0.5: half as many as at an episode's first step); fewer are faster and stay closer to the plan. None:
+        all of them
     :param episodic: Whether episodes can terminate. None: the termination head joins in with the first termination seen
     :param tasks: Tasks of a multi-task model, a :class:`~sb3_mbdpo.tasks.TaskSet` or its plain data. None: taken from
         the environments if they are ``MultiTaskEnv``, see :func:`~sb3_mbdpo.multitask_env.make_multitask_env`;
@@ -218,7 +219,7 @@ class MBDPO(CollectingAlgorithm, HubAlgorithm):
         gradient_accumulation: int = 1,
         activation_checkpointing: bool = False,
         compile: bool = False,
-        warm_denoising_steps: int | None = None,
+        warm_denoising_steps: int | float | None = None,
         episodic: bool | None = None,
         tasks: TaskSet | dict[str, Any] | list[dict[str, Any]] | None = None,
         task_sampling: str = "proportional",

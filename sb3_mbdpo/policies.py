@@ -18,7 +18,7 @@ from sb3_mbdpo.hardware import keep_freed_memory, resolve_dtype
 from sb3_mbdpo.optimizers import build_optimizers
 from sb3_mbdpo.presets import resolve_model_size
 from sb3_mbdpo.schedule import NoiseSchedule
-from sb3_mbdpo.search import SearchConfig, check_act_mode
+from sb3_mbdpo.search import SearchConfig, check_act_mode, warm_steps_of
 from sb3_mbdpo.tasks import TaskSet, check_task_spaces
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
 
@@ -80,7 +80,7 @@ class MBDPOPolicy(ActingPolicy):
     :param tasks: Tasks of a multi-task model, see :class:`~sb3_mbdpo.tasks.TaskSet`, as a set or as its plain data
     :param task_embedding_dim: Width of the task embeddings
     :param search_dtype: Type of the search's matrix products
-    :param warm_denoising_steps: Denoising steps of decisions that continue a plan
+    :param warm_denoising_steps: Denoising steps of decisions that continue a plan, or a share of them
     :param compile: Compile search and losses
     :param seed: Seed of the policy's own random generator; None draws one from the operating system
     """
@@ -138,7 +138,7 @@ class MBDPOPolicy(ActingPolicy):
         tasks: TaskSet | dict[str, Any] | None = None,
         task_embedding_dim: int = 96,
         search_dtype: str = "float32",
-        warm_denoising_steps: int | None = None,
+        warm_denoising_steps: int | float | None = None,
         compile: bool = False,
         seed: int | None = None,
     ):
@@ -167,7 +167,7 @@ class MBDPOPolicy(ActingPolicy):
             temperature,
             energy_coef,
             discount,
-            warm_denoising_steps,
+            warm_steps_of(warm_denoising_steps, denoising_steps),
             getattr(th, resolve_dtype("search_dtype", search_dtype, self.device)),
             prior_margin=prior_margin,
             energy_unit=energy_unit,

@@ -115,10 +115,10 @@ class ScoreNetwork(nn.Module):
         widths = [condition.shape[-1], plan_width, self.time_embed_dim]
         of_condition, of_plan, of_time = first.linear.weight.t().split(widths)
         shared = th.addmm(first.linear.bias, condition, of_condition)
-        starts = shared + (self._embeddings(steps) @ of_time)[:, None]
+        times = self._embeddings(steps) @ of_time
 
         def output(x: th.Tensor, tau: int) -> th.Tensor:
-            h = first.normalise(th.addmm(starts[tau], x.flatten(1), of_plan))
+            h = first.normalise(th.addmm(shared + times[tau], x.flatten(1), of_plan))
             for layer in rest:
                 h = layer.forward(h)
             return h.view_as(x)

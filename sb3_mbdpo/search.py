@@ -8,7 +8,7 @@ the horizon follow the mode of the prior instead of a sample.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch as th
 
@@ -97,6 +97,20 @@ class SearchConfig:
             )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}.")
+
+
+def warm_steps_of(given: int | float | None, denoising_steps: int) -> int | None:
+    """
+    :param given: Denoising steps of decisions that continue a plan: a number of them, or below 1 a share
+    :param denoising_steps: Length T of the schedule
+    :return: Their number, at least 1 where it was a share; what is neither is left for :class:`SearchConfig` to refuse
+
+    >>> warm_steps_of(0.5, 5), warm_steps_of(0.5, 20), warm_steps_of(0.5, 2), warm_steps_of(3, 5)
+    (2, 10, 1, 3)
+    """
+    if isinstance(given, float) and 0 < given < 1:
+        return max(round(given * (denoising_steps - 1)), 1)
+    return cast(int | None, given)
 
 
 def with_samples(config: SearchConfig, n_samples: int) -> SearchConfig:

@@ -202,8 +202,8 @@ def test_drift_is_measured_now_and_then(bootstrap: str, monkeypatch: pytest.Monk
     measure = model._action_drift
     monkeypatch.setattr(model, "_action_drift", lambda result: drifts.append(measure(result)) or drifts[-1])
     model.learn(70)
-    # Decisions 10, 20 and 30; random ones, up to learning_starts, have no plan
-    assert len(drifts) == 3 and all(0 < drift < 2 for drift in drifts)
+    # Decisions 7, 14, 21 and 28; random ones, up to learning_starts, have no plan
+    assert len(drifts) == 4 and all(0 < drift < 2 for drift in drifts)
 
 
 def test_logs() -> None:
@@ -564,6 +564,9 @@ def test_other_action_spaces_are_refused(space: spaces.Space) -> None:
         ({"energy_unit": "return"}, "energy_unit"),
         ({"behaviour_coef": float("nan")}, "behaviour_coef"),
         ({"warm_denoising_steps": 1.5}, "warm_denoising_steps must be a whole number"),
+        ({"warm_denoising_steps": 0}, "warm_denoising_steps must be a whole number"),
+        ({"warm_denoising_steps": 0.0}, "or a share between 0 and 1"),
+        ({"warm_denoising_steps": 9}, r"between 1 and denoising_steps - 1 \(2\)"),
         ({"compile": "yes"}, "compile must be True or False, got 'yes'"),
         ({"normalize_observations": True}, "VecNormalize"),
         ({"update_dtype": None}, "update_dtype must be .* got None"),
@@ -605,8 +608,9 @@ def test_speed_arguments_reach_their_place_and_are_saved(tmp_path: Path) -> None
     assert MBDPO.load(tmp_path / "model", compile=True).policy.compiled and not made.policy.compiled
 
 
-def test_a_decision_that_continues_a_plan_takes_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, evaluated = make(warm_denoising_steps=1), []
+@pytest.mark.parametrize("warm", [1, 0.5])
+def test_a_decision_that_continues_a_plan_takes_fewer_steps(warm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, evaluated = make(warm_denoising_steps=warm), []
     evaluate = Evaluator.__call__
     monkeypatch.setattr("sb3_mbdpo.evaluator.Evaluator.__call__", lambda *args: evaluated.append(1) or evaluate(*args))
     _, plans = model.predict(OBSERVATION, deterministic=True)

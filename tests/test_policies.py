@@ -79,6 +79,19 @@ def test_a_row_acts_the_same_to_the_last_bit_in_any_company(act_mode: str) -> No
         np.testing.assert_array_equal(few, many[:count], err_msg=f"{count} rows")
 
 
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 2, 3, 1)], ids=["channels first", "channels last"])
+def test_an_image_acts_the_same_to_the_last_bit_in_any_company(axes: tuple[int, ...]) -> None:
+    policy = make_policy(spaces.Box(0, 255, (3, 64, 64), np.uint8), n_samples=32, n_prior_trajectories=8)
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 64, 64), np.uint8)
+    images = np.ascontiguousarray(images.transpose(axes))
+    for policy.act_mode in ACT_MODES:
+        many, _ = policy.predict(images, deterministic=True)
+        for count in (1, 3):
+            few, _ = policy.predict(images[:count], deterministic=True)
+            np.testing.assert_array_equal(few, many[:count], err_msg=f"{policy.act_mode}, {count} rows")
+
+
 def test_rows_are_repeated_in_their_order() -> None:
     x = th.arange(6.0).reshape(3, 2)
     assert repeated(x, 7)[:, 0].tolist() == [0, 2, 4, 0, 2, 4, 0]

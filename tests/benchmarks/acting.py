@@ -33,9 +33,9 @@ FIELDS = ("setting", "return_mean", "return_std", "worst", "action_difference", 
 def settings(config: SearchConfig) -> dict[str, tuple[str, SearchConfig]]:
     """
     :param config: The search as it was trained
-    :return: act mode and search by name, the trained one first
+    :return: act mode and search by name, the one of all denoising steps first
     """
-    steps = config.schedule.denoising_steps - 1
+    steps, config = config.schedule.denoising_steps - 1, replace(config, warm_steps=None)
     found = {"search": ("search", config), "search, bfloat16": ("search", replace(config, dtype=th.bfloat16))}
     warm = [count for count in (10, 5, 3, 2, 1) if count < steps]
     found |= {f"search, {n} of {steps} steps when warm": ("search", replace(config, warm_steps=n)) for n in warm}

@@ -89,5 +89,5 @@ def _score_flops(algorithm: MBDPO, batch: int) -> int:
     plan = config.horizon * step + row_flops(model.prior) + 2 * row_flops(model.critics)
     n_prior = config.n_prior_trajectories
     rollouts = n_prior * (config.horizon * row_flops(model.prior) + (config.horizon - 1) * row_flops(model.dynamics))
-    path = (config.schedule.denoising_steps - 1) * row_flops(model.score)
+    path = (config.schedule.denoising_steps - 2) * row_flops(model.score)
     return latents * (path + config.n_samples * plan + rollouts + 3 * row_flops(model.score))
