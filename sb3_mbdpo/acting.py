@@ -74,7 +74,7 @@ class ActingPolicy(TaskPolicy):
     @property
     def device(self) -> th.device:
         """Where the world model is; looking for a first parameter at each call, as the base class does, takes long."""
-        model = cast(WorldModel | None, self._modules.get("world_model"))
+        model = cast("WorldModel | None", self._modules.get("world_model"))
         return super().device if model is None else model.prior_scale.device
 
     # --- randomness ---------------------------------------------------------------------------------------------

@@ -109,12 +109,6 @@ def _check_numbers(model: MBDPO) -> None:
         if value is not None and (not isinstance(value, numbers.Real) or not low <= float(value) <= high):
             limit = f"between {low:g} and {high:g}" if high == 1 else f"a number of at least {low:g}"
             raise ValueError(f"{name} must be {limit}, got {value!r}.")
-    warm = model.warm_denoising_steps
-    is_count = isinstance(warm, numbers.Integral) and warm >= 1
-    if not (warm is None or is_count or (isinstance(warm, float) and 0 < warm < 1)):
-        raise ValueError(
-            f"warm_denoising_steps must be a whole number of at least 1, or a share between 0 and 1, got {warm!r}."
-        )
 
 
 def _apply_episode_rules(model: MBDPO) -> None:

@@ -53,6 +53,7 @@ def policy_arguments(model: "MBDPO") -> dict[str, Any]:
     """
     :param model: Algorithm, its arguments resolved
     :return: Its own arguments that the policy takes, by name
+    :raises ValueError: for an unknown ``search_dtype``
     """
     return {name: getattr(model, name) for name in OF_POLICY} | {
         "discount": model.gamma if model.tasks is None else max(model.tasks.discounts),
@@ -66,6 +67,7 @@ def make_learner(model: "MBDPO") -> Learner:
     """
     :param model: Algorithm with a policy, its arguments resolved
     :return: What updates the policy
+    :raises ValueError: for an unknown ``update_dtype``
     """
     coefficients = LossCoefficients(
         consistency=model.consistency_coef,

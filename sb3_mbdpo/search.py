@@ -93,7 +93,7 @@ class SearchConfig:
         if self.warm_steps is not None and not (isinstance(self.warm_steps, int) and 1 <= self.warm_steps <= steps):
             raise ValueError(
                 f"warm_denoising_steps must be a whole number between 1 and denoising_steps - 1 ({steps}), "
-                f"got {self.warm_steps!r}."
+                f"or a share between 0 and 1, got {self.warm_steps!r}."
             )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}.")
