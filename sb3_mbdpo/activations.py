@@ -31,7 +31,12 @@ def mish_of_negative_(negative: th.Tensor) -> th.Tensor:
     :return: Mish of x
     """
     q = negative.sigmoid()
-    return negative.addcdiv_(negative, q.mul_(q).add_(1), value=-2)
+    return negative.addcdiv_(negative, _one_plus_square(q), value=-2)
+
+
+def _one_plus_square(q: th.Tensor) -> th.Tensor:
+    """In one pass; a row of ones is read faster than a single one."""
+    return th.addcmul(q.new_ones(q.shape[-1:]), q, q)
 
 
 class _FastMish(th.autograd.Function):
@@ -41,17 +46,20 @@ class _FastMish(th.autograd.Function):
     def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
         negative = x.neg()
         q = negative.sigmoid()
-        m = (q * q).add_(1)
-        ctx.save_for_backward(negative, q, m)
-        return th.addcdiv(negative, negative, m, value=-2)
+        m = _one_plus_square(q)
+        y = th.addcdiv(negative, negative, m, value=-2)
+        ctx.save_for_backward(negative, q, m, y)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:
-        # d/dx [2 x / m - x] with dm/dx = -2 q^2 (1 - q); in place: fresh memory costs wide layers more than a pass
-        negative, q, m = ctx.saved_tensors
-        inner = th.addcmul(q, q, q, value=-1).mul_(q).mul_(negative).div_(m)
-        return inner.mul_(-4).add_(2).div_(m).sub_(1).mul_(grad)
+        # y' = 2 (1 - (1 - q) (y - x)) / m - 1; in place: fresh memory costs wide layers more than a pass
+        negative, q, m, y = ctx.saved_tensors
+        inner = negative + y
+        inner.addcmul_(q, inner, value=-1)
+        th.addcmul(grad, grad, inner, value=-1, out=inner)
+        return th.addcdiv(grad, inner, m, value=-2, out=inner).neg_()
 
 
 class Mish(nn.Module):
