@@ -12,7 +12,6 @@ from typing import Any
 import torch as th
 
 from sb3_mbdpo.buffers import SequenceSamples
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.losses import (
     LatentBatch,
     Metrics,
@@ -21,6 +20,7 @@ from sb3_mbdpo.losses import (
     update_energy_statistics,
 )
 from sb3_mbdpo.prior_loss import prior_values, update_prior_scale
+from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.updates import Learner
 
 # Of a part, once the world model has its gradient: batch, random numbers, detached latents [H + 1, B, L]

@@ -10,22 +10,21 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_mbdpo.cuda_graphs import copied
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.encoders import Features
 from sb3_mbdpo.hardware import compiled
 from sb3_mbdpo.layers import MIN_ROWS
+from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.score import score_plan
 from sb3_mbdpo.search import (
     DETERMINISTIC_SEED,
-    SearchConfig,
     SearchNoise,
     SearchResult,
     SearchStep,
-    check_act_mode,
     draw_noise,
     prior_rollouts,
     search,
 )
+from sb3_mbdpo.search_config import SearchConfig, check_act_mode
 from sb3_mbdpo.task_policy import TaskPolicy
 from sb3_mbdpo.world_model import WorldModel
 

@@ -14,9 +14,9 @@ from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
 from sb3_mbdpo.building import policy_arguments
 from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.presets import discount_for, episode_length_of, learning_starts_for, resolve_preset
-from sb3_mbdpo.search import check_act_mode
+from sb3_mbdpo.search_config import check_act_mode
+from sb3_mbdpo.task_checks import check_task_spaces
 from sb3_mbdpo.task_replay import MultiTaskReplayBuffer, check_task_sampling
-from sb3_mbdpo.tasks import check_task_spaces
 from sb3_mbdpo.updates import BOOTSTRAPS
 
 if TYPE_CHECKING:

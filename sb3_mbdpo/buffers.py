@@ -7,8 +7,7 @@ masked rather than the window being rejected, so short episodes and last steps a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -17,10 +16,10 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_mbdpo.buffer_arrays import Array, map_arrays, sampled_dtype, take, take_observations
+
 # The arrays of the ring, each of shape [buffer_size, n_envs, ...], that a device mirror holds.
 _STORED = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
-
-Array: TypeAlias = np.ndarray | th.Tensor
 
 
 class SequenceSamples(NamedTuple):
@@ -42,46 +41,6 @@ class SequenceSamples(NamedTuple):
     terminations: th.Tensor
     masks: th.Tensor
     task: th.Tensor | None = None
-
-
-def _map(function: Callable[..., Any], first: Any, *others: Any) -> Any:
-    """Apply a function to arrays, or key by key to dicts of arrays that have the first one's keys."""
-    if isinstance(first, dict):
-        return {key: function(value, *(other[key] for other in others)) for key, value in first.items()}
-    return function(first, *others)
-
-
-def _sampled_dtype(array: np.ndarray) -> th.dtype:
-    """Float32 for every float, the same dtype for integers and booleans."""
-    return th.float32 if np.issubdtype(array.dtype, np.floating) else th.from_numpy(array[:0]).dtype
-
-
-def _take(table: Array, index: Any, out: Any = None) -> Any:
-    """
-    Copy entries out of the ring.
-
-    :param table: ``[buffer_size, n_envs, ...]``, a stored array or its mirror
-    :param index: ``[T, B]`` flat positions (row * n_envs + env), of the table's kind and device
-    :param out: ``[T, B, ...]`` contiguous, where to write them; allocated if None
-    :return: ``[T, B, ...]``
-    """
-    entries = table.reshape(-1, *table.shape[2:])
-    if isinstance(entries, np.ndarray):
-        # mode="clip" only lets NumPy write into `out` unbuffered: positions are in range by construction.
-        return entries.take(index, axis=0, out=out, mode="clip")
-    if out is None:
-        out = entries.new_empty((*index.shape, *entries.shape[1:]))
-    th.index_select(entries, 0, index.flatten(), out=out.flatten(0, 1))
-    return out
-
-
-def _take_observations(current: Array, following: Array, index: Any) -> Any:
-    """Gather ``[H+1, B, ...]``: the windows' first observations, then what each transition led to."""
-    shape = (index.shape[0] + 1, index.shape[1], *current.shape[2:])
-    out = np.empty(shape, current.dtype) if isinstance(current, np.ndarray) else current.new_empty(shape)
-    _take(current, index[:1], out[:1])
-    _take(following, index, out[1:])
-    return out
 
 
 class SequenceReplayBuffer(ReplayBuffer):
@@ -230,7 +189,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         mirror = self._device_mirror()
         if mirror is not None:
             for name, tensors in mirror.items():
-                _map(
+                map_arrays(
                     lambda target, array: target[row].copy_(th.from_numpy(array[row]), non_blocking=True),
                     tensors,
                     getattr(self, name),
@@ -266,12 +225,12 @@ class SequenceReplayBuffer(ReplayBuffer):
         if mirror is not None:
             index, masked = (th.from_numpy(array).to(self.device, non_blocking=cuda) for array in (index, masked))
 
-        observations = _map(
-            lambda current, following: _take_observations(current, following, index),
+        observations = map_arrays(
+            lambda current, following: take_observations(current, following, index),
             stored["observations"],
             stored["next_observations"],
         )
-        actions, rewards, dones, timeouts = (_take(stored[name], index) for name in _STORED[2:])
+        actions, rewards, dones, timeouts = (take(stored[name], index) for name in _STORED[2:])
         terminations = dones * (1 - timeouts)
         if env is not None:
             observations = self._normalize_obs(observations, env)
@@ -285,7 +244,7 @@ class SequenceReplayBuffer(ReplayBuffer):
             return (tensor.float() if tensor.is_floating_point() else tensor).to(self.device, non_blocking=cuda)
 
         return SequenceSamples(
-            observations=_map(finish, observations),
+            observations=map_arrays(finish, observations),
             actions=finish(actions).float(),
             rewards=finish(rewards[..., None]),
             terminations=finish(terminations[..., None]),
@@ -323,7 +282,7 @@ class SequenceReplayBuffer(ReplayBuffer):
                 equal |= np.isnan(following[previous]) & np.isnan(current[row])
             return ~equal.reshape(self.n_envs, -1).all(axis=1)
 
-        broken = _map(differs, self.next_observations, self.observations)
+        broken = map_arrays(differs, self.next_observations, self.observations)
         return np.any(list(broken.values()), axis=0) if isinstance(broken, dict) else broken
 
     def _device_mirror(self) -> dict[str, Any] | None:
@@ -335,13 +294,13 @@ class SequenceReplayBuffer(ReplayBuffer):
         if self._mirror_device != self.device:
             self._mirror = None  # frees the old device first
             if self._wants_mirror():
-                self._mirror = {name: _map(self._mirrored, getattr(self, name)) for name in _STORED}
+                self._mirror = {name: map_arrays(self._mirrored, getattr(self, name)) for name in _STORED}
             self._mirror_device = self.device
         return self._mirror
 
     def _mirrored(self, array: np.ndarray) -> th.Tensor:
         """Tensor of the array's shape and sampled dtype on ``self.device``, holding the rows written so far."""
-        tensor = th.zeros(array.shape, dtype=_sampled_dtype(array), device=self.device)
+        tensor = th.zeros(array.shape, dtype=sampled_dtype(array), device=self.device)
         tensor[: self.size()].copy_(th.from_numpy(array[: self.size()]))
         return tensor
 
@@ -355,7 +314,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         for name in _STORED:
             tree = getattr(self, name)
             for array in tree.values() if isinstance(tree, dict) else (tree,):
-                nbytes += array.size * _sampled_dtype(array).itemsize
+                nbytes += array.size * sampled_dtype(array).itemsize
         return nbytes <= th.cuda.mem_get_info(self.device)[0] // 2
 
 

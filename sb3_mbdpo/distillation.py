@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import torch as th
 
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.evaluator import Evaluator
 from sb3_mbdpo.hardware import recomputed
-from sb3_mbdpo.search import SearchConfig, SearchNoise, combine_elites, favour_prior, prior_rollouts
+from sb3_mbdpo.ranks import ALONE, Ranks
+from sb3_mbdpo.search import SearchNoise, combine_elites, favour_prior, prior_rollouts
+from sb3_mbdpo.search_config import SearchConfig
 from sb3_mbdpo.world_model import WorldModel
 
 

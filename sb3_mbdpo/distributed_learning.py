@@ -15,8 +15,8 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback, TrainFreq, TrainFrequencyUnit
 
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.own_draws import OwnDraws, OwnNoise
+from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.replicas import check_no_drift, join
 from sb3_mbdpo.tasks import TASK_KEY
 

@@ -10,8 +10,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_mbdpo.activations import Mish, SimNorm
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.layers import NormedLinear, init_weights, mlp
+from sb3_mbdpo.ranks import ALONE, Ranks
 
 # (kernel, stride) of each convolution
 KERNELS = ((7, 2), (5, 2), (3, 2), (3, 1))

@@ -18,7 +18,7 @@ from sb3_mbdpo.layers import ALIGNED, NormedLinear
 from sb3_mbdpo.world_model import WorldModel
 
 if TYPE_CHECKING:
-    from sb3_mbdpo.search import SearchConfig
+    from sb3_mbdpo.search_config import SearchConfig
 
 # Candidates times width up to which a CPU too is faster with stacked heads: below it, calls cost more than numbers
 STACKED_ON_CPU = 8192

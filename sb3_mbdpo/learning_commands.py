@@ -16,9 +16,9 @@ import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_mbdpo.chunks import convert_chunks
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.offline import OfflineData
+from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.shard_format import DESCRIPTION
 from sb3_mbdpo.shards import ShardedDataset
 

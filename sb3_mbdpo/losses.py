@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch as th
 from torch.nn import functional as F
 
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.hardware import recomputed
+from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.search import random_pair
 from sb3_mbdpo.world_model import WorldModel
 

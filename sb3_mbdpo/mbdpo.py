@@ -22,12 +22,12 @@ from sb3_mbdpo.arguments import check_arguments, resolve_defaults
 from sb3_mbdpo.buffers import SequenceReplayBuffer, SequenceSamples
 from sb3_mbdpo.building import make_learner, policy_arguments
 from sb3_mbdpo.collecting import CollectingAlgorithm
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.distributed_learning import learn_together
 from sb3_mbdpo.hub import HubAlgorithm
 from sb3_mbdpo.imagination import Imagination, Observation, PlanTrace, imagine, plan
 from sb3_mbdpo.metrics import RunningMeans
 from sb3_mbdpo.policies import CnnPolicy, MBDPOPolicy, MlpPolicy, MultiInputPolicy
+from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.resuming import RandomState
 from sb3_mbdpo.tasks import TaskSet, plain_tasks
 

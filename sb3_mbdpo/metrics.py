@@ -2,7 +2,7 @@
 
 import torch as th
 
-from sb3_mbdpo.distributed import Ranks
+from sb3_mbdpo.ranks import Ranks
 
 
 class RunningMeans:

@@ -6,9 +6,9 @@ import numbers
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -16,10 +16,9 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
-from tqdm import tqdm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_mbdpo.buffers import SequenceReplayBuffer
+from sb3_mbdpo.minari_episodes import Actor, Episode, buffer_episodes, mean_return, play, random_actor
 from sb3_mbdpo.minari_sources import check_same_spaces, import_minari, minari_root
 from sb3_mbdpo.minari_tasks import TaskUnits, task_units
 
@@ -31,17 +30,6 @@ if TYPE_CHECKING:
 SOURCES = ("replay_buffer", "agent")
 DATASET_ID = re.compile(r"([-\w]{2,}/)*[-\w]+-v\d+")
 MONITOR = "stable_baselines3.common.monitor:Monitor"
-# Chooses actions: observations, state, episode starts -> actions in the environment's units, next state
-Actor = Callable[[Any, Any, np.ndarray], tuple[np.ndarray, Any]]
-
-
-class Episode(NamedTuple):
-    """T steps of one environment: observations [T + 1, ...] or a dict, actions [T, ...], rewards [T]; how it ended."""
-
-    observations: Any
-    actions: np.ndarray
-    rewards: np.ndarray
-    terminated: bool
 
 
 def export_minari(
@@ -144,126 +132,8 @@ def export_minari(
     return cast("MinariDataset", minari.load_dataset(dataset_id))
 
 
-def buffer_episodes(buffer: SequenceReplayBuffer, to_env: Callable[[np.ndarray], np.ndarray]) -> Iterator[Episode]:
-    """
-    Episodes of a replay buffer, environment by environment, oldest first.
-
-    :param buffer: Replay buffer
-    :param to_env: Turns actions in [-1, 1] into the environment's
-    :return: The episodes; one without its beginning or end is what is left of it
-    """
-    start = buffer.pos if buffer.full else 0
-    order = (start + np.arange(buffer.size())) % buffer.buffer_size
-
-    def field(current: np.ndarray, following: np.ndarray, rows: np.ndarray, env: int) -> np.ndarray:
-        return np.concatenate([current[rows, env], following[rows[-1:], env]])
-
-    with tqdm(total=buffer.size() * buffer.n_envs, desc="Exporting", unit="steps", disable=None, delay=1) as progress:
-        for env in range(buffer.n_envs):
-            ends = buffer.window_ends[order, env].copy()
-            ends[-1] = True
-            stops = (np.flatnonzero(ends) + 1).tolist()
-            for begin, stop in zip([0, *stops[:-1]], stops, strict=True):
-                rows = order[begin:stop]
-                current, following = buffer.observations, buffer.next_observations
-                if isinstance(current, dict):
-                    observations: Any = {key: field(current[key], following[key], rows, env) for key in current}
-                else:
-                    observations = field(current, following, rows, env)
-                terminated = bool(buffer.dones[rows[-1], env] * (1 - buffer.timeouts[rows[-1], env]))
-                yield Episode(observations, to_env(buffer.actions[rows, env]), buffer.rewards[rows, env], terminated)
-                progress.update(len(rows))
-
-
-def play(env: VecEnv, actor: Actor, n_episodes: int, description: str = "Playing") -> Iterator[Episode]:
-    """
-    Play episodes, each environment its share of them, so that short ones are not favoured.
-
-    :param env: Environment; the statistics of a VecNormalize are left alone, and what it normalised is undone
-    :param actor: Chooses actions
-    :param n_episodes: Episodes
-    :param description: What the progress bar says
-    :return: The episodes, in the order in which they end
-    """
-    normalize = unwrap_vec_normalize(env)
-    training = normalize is not None and normalize.training
-    if normalize is not None:
-        normalize.training = False
-    left = [(n_episodes + index) // env.num_envs for index in range(env.num_envs)]
-    try:
-        obs, state, starts = env.reset(), None, np.ones(env.num_envs, dtype=bool)
-        raw = obs if normalize is None else normalize.get_original_obs()
-        steps: list[list[Any]] = [[] for _ in left]
-        with tqdm(total=n_episodes, desc=description, unit="episodes", disable=None, delay=1) as progress:
-            while any(left):
-                actions, state = actor(obs, state, starts)
-                obs, rewards, starts, infos = env.step(actions)
-                if normalize is not None:
-                    rewards = normalize.get_original_reward()
-                for index, ended in enumerate(starts):
-                    steps[index].append((_row(raw, index), actions[index], rewards[index]))
-                    if not ended:
-                        continue
-                    if left[index] > 0:
-                        last = infos[index]["terminal_observation"]
-                        last = last if normalize is None else normalize.unnormalize_obs(last)
-                        truncated = infos[index].get("TimeLimit.truncated", False)
-                        yield _joined(steps[index], last, not truncated)
-                        left[index] -= 1
-                        progress.update()
-                    steps[index] = []
-                raw = obs if normalize is None else normalize.get_original_obs()
-    finally:
-        if normalize is not None:
-            normalize.training = training
-
-
-def mean_return(env: VecEnv, actor: Actor, n_episodes: int) -> float:
-    """
-    Mean undiscounted return of some episodes.
-
-    :param env: Environment
-    :param actor: Chooses actions
-    :param n_episodes: Episodes
-    :return: The mean
-    """
-    return float(np.mean([episode.rewards.sum() for episode in play(env, actor, n_episodes, "Reference score")]))
-
-
-def random_actor(env: VecEnv, seed: int = 0) -> Actor:
-    """
-    Uniformly random actions, from a generator of their own.
-
-    :param env: Environment
-    :param seed: Seed
-    :return: The actor
-    """
-    space, rng = cast(spaces.Box, env.action_space), np.random.default_rng(seed)
-
-    def act(obs: Any, state: Any, starts: np.ndarray) -> tuple[np.ndarray, Any]:
-        actions = rng.uniform(space.low, space.high, (env.num_envs, *space.shape))
-        return actions.clip(space.low, space.high).astype(space.dtype), None
-
-    return act
-
-
 def _agent(model: "MBDPO", deterministic: bool) -> Actor:
     return lambda obs, state, starts: model.predict(obs, state, starts, deterministic)
-
-
-def _row(observations: Any, index: int) -> Any:
-    if isinstance(observations, dict):
-        return {key: np.array(value[index]) for key, value in observations.items()}
-    return np.array(observations[index])
-
-
-def _joined(steps: list[Any], last: Any, terminated: bool) -> Episode:
-    rows = [step[0] for step in steps] + [last]
-    if isinstance(last, dict):
-        observations: Any = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in last}
-    else:
-        observations = np.stack(rows)
-    return Episode(observations, np.stack([s[1] for s in steps]), np.array([s[2] for s in steps]), terminated)
 
 
 def _of_task(episodes: Iterator[Episode], units: TaskUnits, dataset_id: str) -> Iterator[Episode]:

@@ -16,7 +16,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize, unwrap_vec_wrapper
 
-from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY, Task, TaskSet, check_task_spaces, pad_right
+from sb3_mbdpo.task_checks import check_task_spaces
+from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY, Task, TaskSet, pad_right
 from sb3_mbdpo.wrappers import ActionRepeat
 
 # An environment, its id, or what makes one

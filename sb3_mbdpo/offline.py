@@ -18,7 +18,6 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
 from sb3_mbdpo.buffers import SequenceSamples
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.distributed_learning import StepsBar, callbacks_of
 from sb3_mbdpo.metrics import RunningMeans
 from sb3_mbdpo.minari_data import convert_tasks
@@ -34,6 +33,7 @@ from sb3_mbdpo.offline_tasks import (
     with_references,
     with_statistics,
 )
+from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.replicas import check_no_drift, facts_of_data, join
 from sb3_mbdpo.shard_format import TaskData
 from sb3_mbdpo.shards import ShardedDataset

@@ -18,7 +18,7 @@ from typing import Any
 
 from stable_baselines3.common.utils import get_device
 
-from sb3_mbdpo.distributed import TIMEOUT_MINUTES, Ranks, is_restarted, process_group
+from sb3_mbdpo.distributed import TIMEOUT_MINUTES, is_restarted, process_group
 from sb3_mbdpo.finetune_command import finetune
 from sb3_mbdpo.learning_commands import (
     ArgumentsError,
@@ -34,6 +34,7 @@ from sb3_mbdpo.learning_commands import (
 from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.offline import OfflineData
 from sb3_mbdpo.presets import MODEL_SIZES, PRESETS, RATE_RULES, resolve_preset, scaled_learning_rate
+from sb3_mbdpo.ranks import Ranks
 from sb3_mbdpo.task_replay import TASK_SAMPLINGS
 
 

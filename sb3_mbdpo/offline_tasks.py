@@ -12,9 +12,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch.nn.functional import pad
 
 from sb3_mbdpo.buffers import SequenceSamples
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.minari_sources import size_of
 from sb3_mbdpo.multitask_env import EnvSource, flat_sizes, make_env
+from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.shard_format import TaskData
 from sb3_mbdpo.shards import ShardedDataset
 from sb3_mbdpo.tasks import Task, TaskSet, mean_and_std

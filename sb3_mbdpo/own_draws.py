@@ -8,7 +8,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.noise import ActionNoise
 
-from sb3_mbdpo.distributed import Ranks
+from sb3_mbdpo.ranks import Ranks
 
 if TYPE_CHECKING:
     from sb3_mbdpo.mbdpo import MBDPO

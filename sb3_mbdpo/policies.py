@@ -12,14 +12,15 @@ from torch import nn
 
 from sb3_mbdpo.acting import ActingPolicy
 from sb3_mbdpo.cuda_graphs import CudaGraphs
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.encoders import DictEncoder, Encoder, Features, FeaturesEncoder, PixelEncoder, StateEncoder, random_shift
 from sb3_mbdpo.hardware import keep_freed_memory, resolve_dtype
 from sb3_mbdpo.optimizers import build_optimizers
 from sb3_mbdpo.presets import resolve_model_size
+from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.schedule import NoiseSchedule
-from sb3_mbdpo.search import SearchConfig, check_act_mode, warm_steps_of
-from sb3_mbdpo.tasks import TaskSet, check_task_spaces
+from sb3_mbdpo.search_config import SearchConfig, check_act_mode, warm_steps_of
+from sb3_mbdpo.task_checks import check_task_spaces
+from sb3_mbdpo.tasks import TaskSet
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
 
 # Arguments that override entries of the size table

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch as th
 from torch.nn import functional as F
 
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.hardware import recomputed
 from sb3_mbdpo.losses import LatentBatch, LossCoefficients, Metrics, UpdateNoise
+from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.world_model import PriorSample, WorldModel
 
 

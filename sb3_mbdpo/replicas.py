@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch as th
 
-from sb3_mbdpo.distributed import Ranks, described
 from sb3_mbdpo.policies import MBDPOPolicy
+from sb3_mbdpo.ranks import Ranks, described
 from sb3_mbdpo.shards import ShardedDataset
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbdpo.buffers import SequenceSamples
-from sb3_mbdpo.distributed import ALONE, Ranks
+from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.shard_format import INDEX, Description, row_file
 from sb3_mbdpo.task_replay import check_task_sampling
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.distributed_learning import SharedCallback
+from sb3_mbdpo.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from sb3_mbdpo.mbdpo import MBDPO

@@ -9,7 +9,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_mbdpo.cuda_graphs import CudaGraphs
-from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY, TaskSet, check_task_indices
+from sb3_mbdpo.task_checks import check_task_indices
+from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY, TaskSet
 
 # Standard deviations; VecNormalize's default
 OBSERVATION_BOUND = 10.0

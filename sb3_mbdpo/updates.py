@@ -11,7 +11,6 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_mbdpo.buffers import SequenceSamples
 from sb3_mbdpo.distillation import draw_path, score_loss
-from sb3_mbdpo.distributed import ALONE, Ranks
 from sb3_mbdpo.encoders import Features
 from sb3_mbdpo.hardware import compiled, recomputed
 from sb3_mbdpo.losses import (
@@ -26,8 +25,10 @@ from sb3_mbdpo.losses import (
 )
 from sb3_mbdpo.policies import MBDPOPolicy
 from sb3_mbdpo.prior_loss import prior_loss
+from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.score import score_plan
-from sb3_mbdpo.search import SearchNoise, draw_noise, with_samples
+from sb3_mbdpo.search import SearchNoise, draw_noise
+from sb3_mbdpo.search_config import with_samples
 from sb3_mbdpo.world_model import WorldModel
 
 BOOTSTRAPS = ("prior", "score")

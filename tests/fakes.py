@@ -25,7 +25,7 @@ from sb3_mbdpo.encoders import StateEncoder
 from sb3_mbdpo.evaluator import Evaluator
 from sb3_mbdpo.losses import LatentBatch
 from sb3_mbdpo.schedule import NoiseSchedule
-from sb3_mbdpo.search import SearchConfig
+from sb3_mbdpo.search_config import SearchConfig
 from sb3_mbdpo.world_model import TaskSpec
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)

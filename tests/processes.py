@@ -13,8 +13,9 @@ from typing import Any
 import torch as th
 
 from sb3_mbdpo import MBDPO
-from sb3_mbdpo.distributed import Ranks, process_group
+from sb3_mbdpo.distributed import process_group
 from sb3_mbdpo.offline_commands import pretrain
+from sb3_mbdpo.ranks import Ranks
 from sb3_mbdpo.shards import ShardedDataset
 from tests.episodes import numbered, write
 

@@ -12,7 +12,8 @@ import torch as th
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from sb3_mbdpo import MBDPO
-from sb3_mbdpo.distributed import ALONE, Ranks, described, launched_ranks, process_group
+from sb3_mbdpo.distributed import launched_ranks, process_group
+from sb3_mbdpo.ranks import ALONE, Ranks, described
 from sb3_mbdpo.shards import ShardedDataset
 from sb3_mbdpo.updates import Learner
 from tests.episodes import numbered, write

@@ -18,9 +18,10 @@ from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNo
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_mbdpo import MBDPO, Task, TaskSet, make_multitask_env
-from sb3_mbdpo.distributed import ALONE, Ranks, process_group
+from sb3_mbdpo.distributed import process_group
 from sb3_mbdpo.distributed_learning import callbacks_of, ended_episodes
 from sb3_mbdpo.own_draws import OwnNoise
+from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.shared_checkpoints import SharedCheckpoints
 from sb3_mbdpo.updates import Learner
 from tests.fakes import ToyEnv, counters, toy_envs

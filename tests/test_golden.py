@@ -30,7 +30,8 @@ from sb3_mbdpo.prior_loss import prior_loss
 from sb3_mbdpo.released_checkpoints import load_released_checkpoint
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.score import score_plan
-from sb3_mbdpo.search import SearchConfig, SearchNoise, search
+from sb3_mbdpo.search import SearchNoise, search
+from sb3_mbdpo.search_config import SearchConfig
 from sb3_mbdpo.world_model import WorldModel
 
 GOLDEN_DIR = pathlib.Path(os.environ.get("GOLDEN_DIR", pathlib.Path(__file__).parent / "data" / "golden"))

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 import sb3_mbdpo
 from sb3_mbdpo import MBDPO
 from sb3_mbdpo.minari_data import convert_minari
-from sb3_mbdpo.minari_export import buffer_episodes, mean_return, play, random_actor
+from sb3_mbdpo.minari_episodes import buffer_episodes, mean_return, play, random_actor
 from sb3_mbdpo.shards import ShardedDataset
 from tests.fakes import IMAGE, MIXED, UNEVEN, VECTOR, Counter, ToyEnv, counters, toy_envs
 from tests.recordings import minari

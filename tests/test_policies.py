@@ -15,7 +15,7 @@ from torch import nn
 from sb3_mbdpo import CnnPolicy, MlpPolicy
 from sb3_mbdpo.acting import repeated
 from sb3_mbdpo.encoders import FeaturesEncoder
-from sb3_mbdpo.search import ACT_MODES
+from sb3_mbdpo.search_config import ACT_MODES
 from tests.fakes import ACTIONS, TINY_SIZES, UNEVEN, VECTOR, flat_parameters, make_policy
 
 CHW = spaces.Box(0, 255, (3, 36, 40), np.uint8)

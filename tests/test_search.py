@@ -6,7 +6,6 @@ import torch as th
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.score import score_plan
 from sb3_mbdpo.search import (
-    SearchConfig,
     SearchNoise,
     SearchResult,
     SearchStep,
@@ -15,8 +14,8 @@ from sb3_mbdpo.search import (
     prior_rollouts,
     random_pair,
     search,
-    with_samples,
 )
+from sb3_mbdpo.search_config import SearchConfig, with_samples
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
 from tests.fakes import hand_set, make_config, make_model
 

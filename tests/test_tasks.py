@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_mbdpo.tasks import Task, TaskSet, check_task_indices, check_task_spaces, pad_right, plain_tasks
+from sb3_mbdpo.task_checks import check_task_indices, check_task_spaces
+from sb3_mbdpo.tasks import Task, TaskSet, pad_right, plain_tasks
 
 RUN = Task("run", 17, 6, episode_length=500, ref_min_score=10, ref_max_score=110)
 SWING = Task("swing", 3, 1, env_id="Pendulum-v1", episode_length=100)

@@ -11,7 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch.nn.utils import parameters_to_vector
 
 from sb3_mbdpo import MBDPO, WeightAveraging
-from sb3_mbdpo.distributed import Ranks
+from sb3_mbdpo.ranks import Ranks
 from tests.fakes import ACTIONS, VECTOR, ToyEnv
 from tests.recordings import record
 

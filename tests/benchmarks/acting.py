@@ -24,7 +24,7 @@ import numpy as np
 import torch as th
 
 from sb3_mbdpo import MBDPO
-from sb3_mbdpo.search import SearchConfig, with_samples
+from sb3_mbdpo.search_config import SearchConfig, with_samples
 from tests.benchmarks.environments import make, zoo_hyperparameters
 
 FIELDS = ("setting", "return_mean", "return_std", "worst", "action_difference", "ms")

@@ -20,10 +20,11 @@ import torch as th
 from torch.utils.flop_counter import FlopCounterMode
 
 from sb3_mbdpo import MBDPO
-from sb3_mbdpo.distributed import Ranks, process_group
+from sb3_mbdpo.distributed import process_group
 from sb3_mbdpo.presets import PRESETS
+from sb3_mbdpo.ranks import Ranks
 from sb3_mbdpo.schedule import NoiseSchedule
-from sb3_mbdpo.search import SearchConfig, with_samples
+from sb3_mbdpo.search_config import SearchConfig, with_samples
 from sb3_mbdpo.shards import ShardedDataset
 from sb3_mbdpo.sizes import PAPER_SIZES, count_parameters, shapes_of
 from tests.benchmarks.arithmetic import update_flops
