@@ -7,7 +7,7 @@ of the two critics in use.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch as th
 
@@ -15,10 +15,8 @@ from sb3_mbdpo.activations import SimNorm
 from sb3_mbdpo.hardware import on_accelerator, uses_kernels
 from sb3_mbdpo.head_stacks import HeadStack, Layer, head_layers, member_layers, stack_heads
 from sb3_mbdpo.layers import ALIGNED, NormedLinear
+from sb3_mbdpo.search_config import SearchConfig
 from sb3_mbdpo.world_model import WorldModel
-
-if TYPE_CHECKING:
-    from sb3_mbdpo.search_config import SearchConfig
 
 # Candidates times width up to which a CPU too is faster with stacked heads: below it, calls cost more than numbers
 STACKED_ON_CPU = 8192
@@ -40,7 +38,7 @@ class Arrangement(NamedTuple):
 
 
 def arrange(
-    model: WorldModel, config: "SearchConfig", z: th.Tensor, critics: th.Tensor, embedding: th.Tensor | None
+    model: WorldModel, config: SearchConfig, z: th.Tensor, critics: th.Tensor, embedding: th.Tensor | None
 ) -> Arrangement:
     """
     Lay out the heads for a search, and multiply what all its candidates share.
@@ -68,7 +66,7 @@ def arrange(
 
 
 def _stacks(
-    model: WorldModel, config: "SearchConfig", embedding: th.Tensor | None, heads: list[list[Layer]], stacked: bool
+    model: WorldModel, config: SearchConfig, embedding: th.Tensor | None, heads: list[list[Layer]], stacked: bool
 ) -> list[HeadStack]:
     groups = [heads] if stacked else [[head] for head in heads]
     common = model.latent_dim, embedding, model.critics.activation, config.dtype
@@ -92,7 +90,7 @@ class Evaluator:
     def __init__(
         self,
         model: WorldModel,
-        config: "SearchConfig",
+        config: SearchConfig,
         z: th.Tensor,
         critics: th.Tensor,
         task: th.Tensor | None = None,

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_mbdpo.buffer_arrays import map_arrays
 from sb3_mbdpo.buffers import SequenceSamples
 from sb3_mbdpo.distillation import draw_path, score_loss
 from sb3_mbdpo.encoders import Features
@@ -135,14 +135,14 @@ class Learner:
         :return: The same with latents; only the first observation's carries a gradient
         """
         horizon, batch = samples.actions.shape[:2]
-        task = self.policy.tasks_of(_map(samples.observations, lambda x: x[0]), samples.task)
-        features = _map(samples.observations, lambda x: x.flatten(0, 1))
+        task = self.policy.tasks_of(map_arrays(lambda x: x[0], samples.observations), samples.task)
+        features = map_arrays(lambda x: x.flatten(0, 1), samples.observations)
         every = None if task is None else task.repeat(horizon + 1)
         features = self.policy.preprocess(features, augment=True, ranks=self.ranks, task=every)
-        first = self._encode(self.model, _map(features, lambda x: x[:batch]), task)
+        first = self._encode(self.model, map_arrays(lambda x: x[:batch], features), task)
         with th.no_grad():
             following = None if every is None else every[batch:]
-            targets = self._encode(self.model, _map(features, lambda x: x[batch:]), following)
+            targets = self._encode(self.model, map_arrays(lambda x: x[batch:], features), following)
         return LatentBatch(
             first,
             targets.unflatten(0, (horizon, batch)),
@@ -329,7 +329,3 @@ def trained_by(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
     :return: Its parameters that learn: fine-tuning can leave parts of the model as they are
     """
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-
-def _map(obs: PyTorchObs, function: Callable[[th.Tensor], th.Tensor]) -> PyTorchObs:
-    return {key: function(value) for key, value in obs.items()} if isinstance(obs, dict) else function(obs)
