@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 import torch as th
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbdpo.checkpoint_format import argument_names, encode, encode_schedule
 from sb3_mbdpo.checkpoint_weights import fingerprint
@@ -164,7 +163,7 @@ def describe(model: MBDPO, weights: Mapping[str, th.Tensor]) -> CheckpointConfig
         action_space=space_to_json(model.action_space),
         fingerprint=mark,
         tasks=model._tasks,
-        env=describe_env(model.env) or model._env_source,
+        env=model._env_source,
         n_envs=model.n_envs,
         state={
             "num_timesteps": model.num_timesteps,
@@ -178,20 +177,6 @@ def describe(model: MBDPO, weights: Mapping[str, th.Tensor]) -> CheckpointConfig
         # Other weights than came from there are a model of their own
         base_model=model._base_model if source is None or source[1] == mark else source[0],
     )
-
-
-def describe_env(env: VecEnv | None) -> dict[str, Any] | None:
-    """
-    :param env: Vector environment
-    :return: Gymnasium id of its first environment and how often each action is repeated; None where it has no id
-    """
-    if env is None or not env.has_attr("spec"):
-        return None
-    spec = env.get_attr("spec", 0)[0]
-    if spec is None:
-        return None
-    repeat = env.get_attr("action_repeat", 0)[0] if env.env_is_wrapped(ActionRepeat, 0)[0] else 1
-    return {"id": str(spec.id), "action_repeat": int(repeat)}
 
 
 def package_versions() -> dict[str, str]:
@@ -295,7 +280,7 @@ def algorithm_class() -> type[MBDPO]:
 
 def make_source_env(source: Mapping[str, Any] | None, **kwargs: Any) -> gym.Env | None:
     """
-    :param source: What :func:`describe_env` gave
+    :param source: What :func:`~sb3_mbdpo.env_facts.describe_env` gave
     :param kwargs: Arguments of ``gymnasium.make``
     :return: The environment; None if it is not known, or not installed here
     """

@@ -191,7 +191,7 @@ def load_checkpoint(
         model.observation_space, model.action_space = stored["observation_space"], cast(Any, stored["action_space"])
         model.n_envs = config.n_envs if vector is None else vector.num_envs
         model._trainable, model._acts_from_start = state["trainable"], state["acts_from_start"]
-        model._counts_offline_steps = state["counts_offline_steps"]
+        model._counts_offline_steps, model._env_source = state["counts_offline_steps"], config.env
         if not custom:
             compare(WEIGHTS, found, _implied(model))
         training = read_training_state(path, config, found, model)
@@ -203,7 +203,7 @@ def load_checkpoint(
     model._episode_num = state["n_episodes"]
     if training is not None:
         restore_training(model, *training)
-    model._normalization, model._env_source = normalization, config.env
+    model._normalization = normalization
     model._base_model, model._datasets = config.base_model, [str(name) for name in config.datasets]
     return model
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbdpo.adaptation import PARTS
+from sb3_mbdpo.env_facts import episode_length_of
 from sb3_mbdpo.learning_commands import (
     ArgumentsError,
     StopWhenAsked,
@@ -24,7 +25,6 @@ from sb3_mbdpo.learning_commands import (
 )
 from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.multitask_env import make_env, make_multitask_env
-from sb3_mbdpo.presets import episode_length_of
 from sb3_mbdpo.tasks import NEAREST, Task, TaskSet
 from sb3_mbdpo.weight_averaging import WeightAveraging
 

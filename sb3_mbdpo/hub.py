@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import io
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -15,13 +14,13 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_mbdpo.checkpoint_config import CARD, CURVE, VIDEO, describe_env, read_config
+from sb3_mbdpo.checkpoint_config import CARD, CURVE, VIDEO, read_config
 from sb3_mbdpo.checkpoints import load_checkpoint, write_checkpoint
+from sb3_mbdpo.env_facts import describe_env, episode_length_of
 from sb3_mbdpo.hub_evaluation import EVALUATION_SEED, evaluate_model, evaluation_sources, record_video
 from sb3_mbdpo.multitask import UNKNOWN_EPISODE_LENGTH, MultiTaskAlgorithm
 from sb3_mbdpo.multitask_env import EnvSource, make_task_env
 from sb3_mbdpo.normalization import Normalization
-from sb3_mbdpo.presets import episode_length_of
 
 if TYPE_CHECKING:
     from sb3_mbdpo.mbdpo import MBDPO
@@ -32,8 +31,9 @@ SelfHub = TypeVar("SelfHub", bound="HubAlgorithm")
 class HubAlgorithm(MultiTaskAlgorithm):
     """The part of MBDPO that shares models."""
 
-    # What a loaded checkpoint says of its past; models that never were one have none
+    # The environment's id, asked for while there is one that answers: to be evaluated where there is none
     _env_source: dict[str, Any] | None = None
+    # What a loaded checkpoint says of its past; models that never were one have none
     _base_model: str | None = None
     _datasets: Sequence[str] = ()
     _normalization: Normalization | None = None
@@ -42,23 +42,9 @@ class HubAlgorithm(MultiTaskAlgorithm):
     # Loaded without an environment: the replay buffer has next to no room so far
     _acts_only: bool = False
 
-    def save(
-        self,
-        path: str | Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save the model as Stable-Baselines3 does, to a zip that can run code when it is loaded; for models that others
-        load there is :meth:`save_pretrained`.
-
-        :param path: File; a previous one is replaced only when the new one is complete
-        :param exclude: Attributes to leave out
-        :param include: Attributes to save although they are left out by default
-        """
-        # So that it can be evaluated where it was loaded without an environment
+    def _setup_model(self) -> None:
+        super()._setup_model()
         self._env_source = describe_env(self.env) or self._env_source
-        super().save(path, exclude, include)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -70,6 +56,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
         :raises ValueError: if it does not fit
         """
         super().set_env(env, force_reset)
+        self._env_source = describe_env(self.env) or self._env_source
         if self._acts_only and self.replay_buffer is not None and self.replay_buffer.size() == 0:
             self._empty_buffer(self.n_envs)
         self._acts_only = False

@@ -15,7 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm.auto import tqdm
 
-from sb3_mbdpo.checkpoint_config import describe_env, make_source_env
+from sb3_mbdpo.checkpoint_config import make_source_env
 from sb3_mbdpo.multitask_env import EnvSource, MultiTaskEnv, make_env
 from sb3_mbdpo.normalization import Normalization
 from sb3_mbdpo.task_scores import evaluate_tasks
@@ -55,7 +55,7 @@ def evaluation_sources(model: MBDPO, envs: Mapping[str, EnvSource] | EnvSource |
 
 
 def _source_of(model: MBDPO) -> dict[str, Any] | None:
-    return describe_env(model.env) or model._env_source
+    return model._env_source
 
 
 def _is_known(env_id: str) -> bool:

@@ -16,6 +16,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize, unwrap_vec_wrapper
 
+from sb3_mbdpo.env_facts import attributes_of
 from sb3_mbdpo.task_checks import check_task_spaces
 from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY, Task, TaskSet, pad_right
 from sb3_mbdpo.wrappers import ActionRepeat
@@ -261,7 +262,7 @@ def task_set_of(env: GymEnv | None) -> TaskSet | None:
     if env is None:
         return None
     if isinstance(env, VecEnv):
-        found = env.get_attr("task_set") if env.has_attr("task_set") else []
+        found = attributes_of(env, "task_set")
     else:
         found = [env.get_wrapper_attr("task_set")] if env.has_wrapper_attr("task_set") else []
     sets = [tasks for tasks in found if isinstance(tasks, TaskSet)]

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_mbdpo.activations import Mish
@@ -252,21 +251,3 @@ def learning_starts_for(episode_length: int | None) -> int:
     (1000, 5000)
     """
     return max(MIN_RANDOM_STEPS, 5 * (episode_length or 0))
-
-
-def episode_length_of(env: VecEnv) -> int | None:
-    """
-    Time limit of the first environment, from its ``TimeLimit`` wrapper or else its spec.
-
-    :param env: Vector environment
-    :return: Environment steps, or None when the environment does not say
-    """
-    if env.has_attr("_max_episode_steps"):
-        limit = env.get_attr("_max_episode_steps", 0)[0]
-        if limit is not None:
-            return int(limit)
-    if env.has_attr("spec"):
-        limit = getattr(env.get_attr("spec", 0)[0], "max_episode_steps", None)
-        if limit is not None:
-            return int(limit)
-    return None

@@ -11,13 +11,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import sb3_mbdpo
 from sb3_mbdpo import MBDPO
+from sb3_mbdpo.env_facts import episode_length_of
 from sb3_mbdpo.presets import (
     MODEL_SIZES,
     PRESETS,
     ModelSize,
     Preset,
     discount_for,
-    episode_length_of,
     learning_starts_for,
     resolve_model_size,
     resolve_preset,

@@ -1,0 +1,82 @@
+"""What is asked of environments, in this process and in others."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.callbacks import CheckpointCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from sb3_mbdpo import MBDPO
+from sb3_mbdpo.env_facts import describe_env, episode_length_of
+from sb3_mbdpo.wrappers import ActionRepeat
+from tests.fakes import ToyEnv
+from tests.test_mbdpo import make
+
+LAMBDA_ID = "LambdaToy-v0"
+
+
+@pytest.fixture
+def lambda_id() -> Any:
+    """Id of an environment whose spec cannot be pickled."""
+    gym.register(LAMBDA_ID, entry_point=lambda: ToyEnv(), max_episode_steps=20)
+    yield LAMBDA_ID
+    gym.registry.pop(LAMBDA_ID)
+
+
+def repeated() -> gym.Env:
+    return ActionRepeat(gym.make("Pendulum-v1"), 2)
+
+
+@pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
+def test_both_kinds_of_vector_environment_say_the_same(kind: type[Any]) -> None:
+    env = make_vec_env("Pendulum-v1", vec_env_cls=kind)
+    assert describe_env(env) == {"id": "Pendulum-v1", "action_repeat": 1} and episode_length_of(env) == 200
+    env.close()
+    env = VecNormalize(kind([repeated]))
+    assert describe_env(env) == {"id": "Pendulum-v1", "action_repeat": 2} and episode_length_of(env) == 200
+    env.close()
+    env = kind([ToyEnv])
+    assert describe_env(env) is None and episode_length_of(env) is None
+    env.close()
+
+
+def test_a_spec_that_cannot_be_pickled_costs_no_worker(lambda_id: str, tmp_path: Path) -> None:
+    env = SubprocVecEnv([lambda: gym.make(lambda_id)], start_method="fork")
+    model = make(env)
+    model.learn(12, callback=CheckpointCallback(5, str(tmp_path)))
+    assert describe_env(env) == {"id": lambda_id, "action_repeat": 1} and episode_length_of(env) == 20
+    env.close()
+    model.save(tmp_path / "model")
+    assert MBDPO.load(tmp_path / "model", device="cpu")._env_source == {"id": lambda_id, "action_repeat": 1}
+
+
+def test_a_model_is_saved_after_its_environment_was_closed(tmp_path: Path) -> None:
+    env = make_vec_env("Pendulum-v1", vec_env_cls=SubprocVecEnv)
+    model = make(env)
+    env.close()
+    model.save(tmp_path / "model")
+    model.save_pretrained(tmp_path / "folder")
+    for loaded in (MBDPO.load(tmp_path / "model", device="cpu"), MBDPO.from_pretrained(tmp_path / "folder")):
+        assert loaded._env_source == {"id": "Pendulum-v1", "action_repeat": 1}
+    # Another environment says what it is when it is given
+    model.set_env(DummyVecEnv([repeated]))
+    assert model._env_source == {"id": "Pendulum-v1", "action_repeat": 2}
+
+
+def test_an_environment_that_answers_no_questions_is_one_of_unknown_length() -> None:
+    class Silent(DummyVecEnv):
+        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+            if attr_name == "render_mode":  # asked by Stable-Baselines3 itself
+                return [None]
+            raise NotImplementedError
+
+        def has_attr(self, attr_name: str) -> bool:
+            return bool(self.get_attr(attr_name))
+
+    model = make(Silent([lambda: TimeLimit(ToyEnv(), 10)]))
+    assert model.gamma == 0.99
+    model.learn(12)
