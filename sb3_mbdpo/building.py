@@ -1,11 +1,14 @@
-"""What MBDPO's arguments become: those of its policy, and the learner that updates it."""
+"""What MBDPO's arguments become, at first and when they change: those of its policy and of its learner."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from sb3_mbdpo.accumulation import AccumulatingLearner
 from sb3_mbdpo.captured_updates import CapturedLearner
 from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.losses import LossCoefficients
+from sb3_mbdpo.search_config import warm_steps_of, with_samples
 from sb3_mbdpo.updates import Learner
 
 if TYPE_CHECKING:
@@ -47,6 +50,42 @@ OF_LEARNER = (
     "max_grad_norm",
     "activation_checkpointing",
 )
+# Weights of the losses by the learner's names
+COEFFICIENTS = {
+    "consistency": "consistency_coef",
+    "reward": "reward_coef",
+    "value": "value_coef",
+    "termination": "termination_coef",
+    "energy": "energy_loss_coef",
+    "entropy": "entropy_coef",
+    "rho": "rho",
+    "saturation": "saturation_coef",
+}
+OF_SEARCH = (
+    "n_samples",
+    "n_elites",
+    "n_prior_trajectories",
+    "temperature",
+    "energy_coef",
+    "energy_unit",
+    "prior_margin",
+)
+# Decided when a model is built: networks, schedules and compiled functions depend on them
+FIXED = (
+    "model_size",
+    "horizon",
+    "denoising_steps",
+    "beta_start",
+    "beta_end",
+    "encoder_lr_scale",
+    "search_dtype",
+    "update_dtype",
+    "gradient_accumulation",
+    "activation_checkpointing",
+    "compile",
+)
+# What else can be changed at any time
+FOLLOWED = ("gamma", "exploration_noise", "act_mode", "warm_denoising_steps", "score_coef")
 
 
 def policy_arguments(model: "MBDPO") -> dict[str, Any]:
@@ -69,19 +108,54 @@ def make_learner(model: "MBDPO") -> Learner:
     :return: What updates the policy
     :raises ValueError: for an unknown ``update_dtype``
     """
-    coefficients = LossCoefficients(
-        consistency=model.consistency_coef,
-        reward=model.reward_coef,
-        value=model.value_coef,
-        termination=model.termination_coef,
-        energy=model.energy_loss_coef,
-        entropy=model.entropy_coef,
-        rho=model.rho,
-        saturation=cast(float, model.saturation_coef),
-    )
+    coefficients = LossCoefficients(**_coefficients(model))
     arguments: dict[str, Any] = {name: getattr(model, name) for name in OF_LEARNER}
     arguments["mixed_precision"] = resolve_dtype("update_dtype", model.update_dtype, model.device) == "bfloat16"
     if model.gradient_accumulation > 1:
         return AccumulatingLearner(model.policy, coefficients, parts=model.gradient_accumulation, **arguments)
     learner_class = CapturedLearner if model.policy.captures else Learner
     return learner_class(model.policy, coefficients, **arguments)
+
+
+def current_arguments(model: "MBDPO") -> dict[str, Any]:
+    """
+    :param model: Algorithm
+    :return: Its arguments that decide how it acts and learns, by name, as they are now
+    """
+    names = dict.fromkeys((*OF_SEARCH, *OF_LEARNER, *COEFFICIENTS.values(), *FOLLOWED, *FIXED))
+    return {name: getattr(model, name) for name in names}
+
+
+def follow_arguments(model: "MBDPO", changed: Iterable[str]) -> None:
+    """
+    Have policy and learner do as the algorithm's arguments say now, as when a callback anneals one of them.
+
+    :param model: Algorithm, its arguments checked
+    :param changed: Arguments that have changed
+    :raises ValueError: for one that is decided when a model is built, or a combination that cannot work
+    """
+    policy, learner = model.policy, model.learner
+    fixed = sorted(set(changed) & set(FIXED))
+    if (model.score_coef > 0) != (policy.score_optimizer is not None):
+        fixed.append("score_coef")
+    if fixed:
+        raise ValueError(f"{', '.join(fixed)} is decided when a model is built: build another one, or set it back.")
+    config = replace(
+        policy.search_config,
+        warm_steps=warm_steps_of(model.warm_denoising_steps, policy.search_config.schedule.denoising_steps),
+        **{name: getattr(model, name) for name in OF_SEARCH},
+    )
+    if model.tasks is None:
+        config = replace(config, discount=model.gamma)
+    policy.search_config, policy.exploration_noise = config, cast(float, model.exploration_noise)
+    if "act_mode" in changed:
+        policy.act_mode = model.act_mode
+    for name in set(OF_LEARNER) - {*FIXED, "score_samples"}:
+        setattr(learner, name, getattr(model, name))
+    learner.coefficients = replace(learner.coefficients, **_coefficients(model))
+    learner.without_energy = replace(learner.coefficients, energy=0.0)
+    learner.score_config = with_samples(config, cast(int, model.score_samples))
+
+
+def _coefficients(model: "MBDPO") -> dict[str, float]:
+    return {name: getattr(model, argument) for name, argument in COEFFICIENTS.items()}

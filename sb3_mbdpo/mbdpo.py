@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from sb3_mbdpo.adaptation import set_trainable
 from sb3_mbdpo.arguments import check_arguments, resolve_defaults
 from sb3_mbdpo.buffers import SequenceReplayBuffer, SequenceSamples
-from sb3_mbdpo.building import make_learner, policy_arguments
+from sb3_mbdpo.building import current_arguments, make_learner, policy_arguments
 from sb3_mbdpo.collecting import CollectingAlgorithm
 from sb3_mbdpo.distributed_learning import learn_together
 from sb3_mbdpo.hub import HubAlgorithm
@@ -319,6 +319,7 @@ class MBDPO(CollectingAlgorithm, HubAlgorithm):
         if self._trainable is not None:
             set_trainable(self.policy.world_model, self._trainable)
         self.learner = make_learner(self)
+        self._followed = current_arguments(self)
 
     # --- learning -----------------------------------------------------------------------------------------------
 
@@ -348,6 +349,7 @@ class MBDPO(CollectingAlgorithm, HubAlgorithm):
             self._record_metrics()
 
     def _prepare_updates(self) -> None:
+        self._follow_arguments()
         self.policy.set_training_mode(True)
         optimizers = [self.policy.optimizer, self.policy.prior_optimizer]
         if self.policy.score_optimizer is not None:
@@ -421,6 +423,25 @@ class MBDPO(CollectingAlgorithm, HubAlgorithm):
 
     # --- looking inside -------------------------------------------------------------------------------------------
 
+    def predict(
+        self,
+        observation: Observation,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Act, as every Stable-Baselines3 algorithm does; see :meth:`~sb3_mbdpo.acting.ActingPolicy.predict`.
+
+        :param observation: One observation or a batch of them
+        :param state: Plans of the previous decision; None starts cold
+        :param episode_start: Rows whose episode has just begun [B]
+        :param deterministic: The same candidates at every call, no exploration noise
+        :return: Actions in the environment's units, and the plans as the next state
+        """
+        self._follow_arguments()
+        return super().predict(observation, state, episode_start, deterministic)
+
     def imagine(self, observation: Observation, actions: np.ndarray) -> Imagination:
         """
         What the world model expects of a plan: see :func:`~sb3_mbdpo.imagination.imagine`.
@@ -430,6 +451,7 @@ class MBDPO(CollectingAlgorithm, HubAlgorithm):
         :return: Latents, rewards, values, energies and terminations
         :raises ValueError: if the shapes do not fit
         """
+        self._follow_arguments()
         return imagine(self.policy, observation, actions)
 
     def plan(
@@ -452,4 +474,5 @@ class MBDPO(CollectingAlgorithm, HubAlgorithm):
         :return: Plan in the environment's units [H, *action_shape] or [B, H, *action_shape], and the path
         :raises ValueError: if shapes do not fit, or a path is wanted from a policy that does not search
         """
+        self._follow_arguments()
         return plan(self.policy, observation, state, episode_start, deterministic, return_trace)

@@ -209,7 +209,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         try:
             yield
         finally:
-            learner.coefficients = coefficients
+            learner.coefficients = replace(learner.coefficients, behaviour=coefficients.behaviour)
 
     def _log_offline(self) -> None:
         check_no_drift(self.learner.ranks, self.policy)

@@ -3,7 +3,7 @@
 import io
 import pathlib
 from collections.abc import Iterable
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch as th
@@ -22,6 +22,7 @@ class RandomState(TypedDict):
     device: str
     policy: np.ndarray
     action_space: Any
+    noise: NotRequired[Any]
 
 
 class ResumableAlgorithm(OffPolicyAlgorithm):
@@ -51,6 +52,9 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
             self.policy.seed(seed)
             self.replay_buffer.seed(seed)
 
+    def _follow_arguments(self) -> None:
+        """What was set on the model since it was built takes effect."""
+
     def _restore_random_state(self) -> None:
         """Go on from the saved generators, unless the model was loaded with another seed than it was saved with."""
         state = self._random_state
@@ -59,6 +63,9 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         self.action_space.np_random.bit_generator.state = state["action_space"]
         if state["device"] == self.device.type:
             self.policy.generator.set_state(th.from_numpy(state["policy"]))
+        # Loading with a seed has just seeded the global generator anyway
+        if self.seed is not None and state.get("noise") is not None:
+            np.random.set_state(state["noise"])
 
     def save(
         self,
@@ -75,12 +82,15 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         :param exclude: Attributes to leave out
         :param include: Attributes to save although they are left out by default
         """
+        self._follow_arguments()
         self.act_mode = self.policy.act_mode
         self._random_state = {
             "seed": self.seed,
             "device": self.device.type,
             "policy": self.policy.generator.get_state().numpy(),
             "action_space": self.action_space.np_random.bit_generator.state,
+            # Stable-Baselines3's action noise draws from the global generator
+            "noise": None if self.action_noise is None else np.random.get_state(),
         }
         if isinstance(path, io.BufferedIOBase):
             super().save(path, exclude, include)
@@ -155,7 +165,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
             self.policy.graphs.clear()
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["learner", "_plans", "_restarts", "_metrics", "_rehearsal", "_after_update"]
+        own = ["learner", "_plans", "_restarts", "_metrics", "_rehearsal", "_after_update", "_followed"]
         # Loaded from a file, a model has no functions of its own, and all the room for replay
         return [*super()._excluded_save_params(), *own, "_task_sources", "_acts_only"]
 

@@ -11,7 +11,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_mbdpo import MBDPO
@@ -55,7 +55,7 @@ def start(case: str) -> MBDPO:
     policy, space, n_envs, terminates, _ = CASES[case]
     env = toy_envs(n_envs, observation_space=space, terminates=terminates)
     kwargs = {"preset": "debug", "buffer_size": 120, "learning_starts": 12, "batch_size": 8, "warmup_updates": 3}
-    noise = OrnsteinUhlenbeckActionNoise(np.zeros(2), 0.0 * np.ones(2))
+    noise = NormalActionNoise(np.zeros(2), 0.2 * np.ones(2))
     return MBDPO(policy, env, seed=1, device="cpu", action_noise=noise if case == "mlp" else None, **kwargs)
 
 
