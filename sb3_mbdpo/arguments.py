@@ -12,8 +12,9 @@ from gymnasium import spaces
 
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
 from sb3_mbdpo.building import policy_arguments
+from sb3_mbdpo.env_facts import episode_length_of
 from sb3_mbdpo.hardware import resolve_dtype
-from sb3_mbdpo.presets import discount_for, episode_length_of, learning_starts_for, resolve_preset
+from sb3_mbdpo.presets import discount_for, learning_starts_for, resolve_preset
 from sb3_mbdpo.search_config import check_act_mode
 from sb3_mbdpo.task_checks import check_task_spaces
 from sb3_mbdpo.task_replay import MultiTaskReplayBuffer, check_task_sampling
@@ -231,11 +232,11 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Box) -> N
             raise ValueError(f"Box observations need at least one dimension, got {space}: reshape them to (1,).")
 
 
-def check_finite(observation: np.ndarray | dict[str, np.ndarray], reward: np.ndarray) -> None:
+def check_finite(observation: np.ndarray | dict[str, np.ndarray], reward: np.ndarray | None = None) -> None:
     """
-    Refuse a transition that would turn every weight into NaN.
+    Refuse what would turn every weight into NaN; networks see it as float32.
 
-    :param observation: Observations [n_envs, ...] or a dict of them
+    :param observation: Observations [n_envs, ...], or of one environment, or a dict of them
     :param reward: [n_envs]
     :raises ValueError: naming what is not finite, before it is stored
     """
@@ -243,9 +244,16 @@ def check_finite(observation: np.ndarray | dict[str, np.ndarray], reward: np.nda
         parts = {f'observation "{key}"': value for key, value in observation.items()}
     else:
         parts = {"observation": observation}
-    for name, value in [*parts.items(), ("reward", reward)]:
-        if np.issubdtype(value.dtype, np.inexact) and not np.isfinite(value).all():
+    if reward is not None:
+        parts["reward"] = reward
+    for name, value in ((name, np.asarray(part)) for name, part in parts.items()):
+        if np.issubdtype(value.dtype, np.inexact) and not _finite_as_float32(value):
             raise ValueError(
                 f"The environment returned a value that is not finite in its {name}; the step was not stored. Mend the "
                 "environment (VecCheckNan tells which action led there)."
             )
+
+
+def _finite_as_float32(values: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(values.astype(np.float32, copy=False)).all())

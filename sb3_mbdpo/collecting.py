@@ -1,17 +1,22 @@
 """The part of MBDPO that acts while it collects: running plans, what is stored, and figures about the search."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbdpo.acting import PlanResult
-from sb3_mbdpo.arguments import check_finite
+from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
+from sb3_mbdpo.building import current_arguments, follow_arguments
 from sb3_mbdpo.rehearsal import RehearsingAlgorithm
+
+if TYPE_CHECKING:
+    from sb3_mbdpo.mbdpo import MBDPO
 
 # The drift of the actions is a figure to watch, and as dear as acting without search: measured at every so many
 # decisions, a number that divides few lengths of episodes, whose same steps would always be met
@@ -22,6 +27,18 @@ class CollectingAlgorithm(RehearsingAlgorithm):
     """The part of MBDPO that collects experience. Arguments are those of the algorithm."""
 
     bootstrap: str | None
+    # Arguments as policy and learner have them
+    _followed: dict[str, Any]
+
+    def _follow_arguments(self) -> None:
+        model = cast("MBDPO", self)
+        current = current_arguments(model)
+        changed = [name for name, value in current.items() if value != self._followed[name]]
+        if changed:
+            resolve_defaults(model)
+            check_arguments(model)
+            follow_arguments(model, changed)
+            self._followed = current_arguments(model)
 
     def _setup_learn(
         self,
@@ -40,7 +57,43 @@ class CollectingAlgorithm(RehearsingAlgorithm):
             self._plans = self._restarts = None
             if self.replay_buffer.size() > 0:
                 self.replay_buffer.mark_boundary()
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if self.episodic is None and not self.policy.episodic and self.replay_buffer.has_terminations():
+            # Put there by other means than this model's steps
+            self.policy.mark_episodic()
+        prepared = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        assert self._last_obs is not None
+        check_finite(self._last_obs)
+        return prepared
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        rollout = super().collect_rollouts(
+            env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
+        )
+        if not rollout.continue_training:
+            self._pass_over(callback.locals["new_obs"], callback.locals["dones"])
+        return rollout
+
+    def _pass_over(self, new_obs: np.ndarray | dict[str, np.ndarray], dones: np.ndarray) -> None:
+        """
+        Go on after a step at which a callback stopped, which Stable-Baselines3 does not store: the environments are
+        beyond it, and some of them in a new episode.
+        """
+        assert self.replay_buffer is not None
+        self._last_obs = new_obs
+        if self._vec_normalize_env is not None:
+            self._last_original_obs = self._vec_normalize_env.get_original_obs()
+        self._restarts = np.array(dones, dtype=bool)
+        if self.replay_buffer.size() > 0:
+            self.replay_buffer.mark_boundary()
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -52,6 +105,7 @@ class CollectingAlgorithm(RehearsingAlgorithm):
             scaled = self._mask_actions(scaled)
             return self.policy.to_env(scaled), scaled
         assert self._last_obs is not None, "self._last_obs was not set"
+        self._follow_arguments()
         self.policy.set_training_mode(False)
         obs, _ = self.policy.obs_to_tensor(self._last_obs)
         previous, restart = self.policy.check_state(self._plans, self._restarts, n_envs)
@@ -93,9 +147,15 @@ class CollectingAlgorithm(RehearsingAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         check_finite(new_obs, reward)
+        for done, info in zip(dones, infos, strict=True):
+            # `new_obs` is then what the next episode begins with
+            if done and info.get("terminal_observation") is not None:
+                check_finite(info["terminal_observation"])
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._restarts = np.array(dones, dtype=bool)
         if self.episodic is None and not self.policy.episodic and self._restarts.any():
             timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+            if not getattr(replay_buffer, "handle_timeout_termination", True):
+                timeouts[:] = False
             if (self._restarts & ~timeouts).any():
                 self.policy.mark_episodic()

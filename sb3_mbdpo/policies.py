@@ -188,8 +188,16 @@ class MBDPOPolicy(ActingPolicy):
         arch = net_arch if isinstance(net_arch, dict) else {} if net_arch is None else {"heads": net_arch}
         if arch.keys() - {"encoder", "heads"}:
             raise ValueError(f'net_arch must be a list of widths, or a dict of "encoder" and "heads", got {net_arch}.')
+        reads_images = self.image_encoder and not isinstance(observation_space, spaces.Dict)
+        if "encoder" in arch and reads_images and features_extractor_class is None:
+            raise ValueError('net_arch has widths of an "encoder", images are read by convolutions: use num_channels.')
         encoder_widths = arch.get("encoder", [sizes["enc_dim"]] * max(sizes["num_enc_layers"] - 1, 1))
         extractor = None
+        if features_extractor_class is None and features_extractor_kwargs:
+            raise ValueError(
+                f"features_extractor_kwargs ({sorted(features_extractor_kwargs)}) are those of a "
+                "features_extractor_class: pass one, or use net_arch, latent_dim, enc_dim, num_channels."
+            )
         if features_extractor_class is not None:
             extractor_kwargs = dict(features_extractor_kwargs or {})
             if not normalize_images and issubclass(features_extractor_class, (NatureCNN, CombinedExtractor)):

@@ -190,11 +190,13 @@ def check_saved_model(path: str, algo: str) -> None:
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            policy = json.loads(archive.read("data")).get("policy_class", {})
+            data = json.loads(archive.read("data"))
+            policy = data.get("policy_class", {})
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise BadInputError(f"{path} is not a model that Stable-Baselines3 saved ({_sentence(error)}).") from error
     module = str(policy.get("__module__", "")) if isinstance(policy, dict) else ""
-    if module and not module.startswith("sb3_mbdpo"):
+    # Whatever class its policy is of, a model of MBDPO has its arguments
+    if module and "denoising_steps" not in data:
         raise BadInputError(
             f"{path} is a model of another algorithm (its policy is from {module}): name it with --algo."
         )

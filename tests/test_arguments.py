@@ -1,14 +1,17 @@
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_mbdpo import MBDPO
 from sb3_mbdpo.arguments import COUNTS, RANGES, check_finite, check_spaces
+from sb3_mbdpo.building import FIXED, current_arguments
 from tests.fakes import ACTIONS, MIXED, VECTOR, ToyEnv
-from tests.test_mbdpo import make
+from tests.test_mbdpo import OBSERVATION, make
 
 
 def test_without_an_environment() -> None:
@@ -75,6 +78,29 @@ def test_values_that_are_not_finite(value: float) -> None:
         check_finite({"image": np.zeros((2, 4), np.uint8), "speed": bad}, np.zeros(2))
 
 
+def test_what_is_not_finite_as_float32() -> None:
+    with pytest.raises(ValueError, match="observation"):
+        check_finite(np.full((1, 3), 1e39))
+    check_finite(np.full((1, 3), 1e38))
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_ends_of_episodes_are_looked_at_too(where: str) -> None:
+    class Broken(ToyEnv):
+        def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+            obs, info = super().reset(**kwargs)
+            return obs * math.nan if where == "first" else obs, info
+
+        def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            obs, reward, terminated, truncated, info = super().step(action)
+            return obs * math.nan if terminated or truncated else obs, reward, terminated, truncated, info
+
+    model = make(Broken())
+    with pytest.raises(ValueError, match="not finite in its observation"):
+        model.learn(100)
+    assert model.replay_buffer is not None and model.replay_buffer.size() == (0 if where == "first" else 4)
+
+
 def test_a_reward_that_is_not_finite_leaves_everything_as_it_was() -> None:
     class Broken(ToyEnv):
         def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -87,3 +113,106 @@ def test_a_reward_that_is_not_finite_leaves_everything_as_it_was() -> None:
     assert model.replay_buffer is not None and model.replay_buffer.size() == 25
     assert np.isfinite(model.replay_buffer.rewards).all()
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
+# --- arguments that change ------------------------------------------------------------------------------------------
+
+CHANGES: dict[str, Any] = {
+    "n_samples": 12,
+    "n_elites": 3,
+    "n_prior_trajectories": 2,
+    "temperature": 0.9,
+    "energy_coef": 0.3,
+    "energy_unit": "value_range",
+    "prior_margin": 0.2,
+    "warm_denoising_steps": 1,
+    "gamma": 0.5,
+    "exploration_noise": 0.7,
+    "act_mode": "prior",
+    "tau": 0.5,
+    "bootstrap": "prior",
+    "target_horizon": 0,
+    "prior_horizon": 2,
+    "policy_delay": 3,
+    "energy_interval": 2,
+    "score_coef": 0.5,
+    "score_batch_size": 2,
+    "score_samples": 6,
+    "score_interval": 5,
+    "max_grad_norm": 0.1,
+    "consistency_coef": 1.0,
+    "reward_coef": 1.0,
+    "value_coef": 1.0,
+    "termination_coef": 0.5,
+    "energy_loss_coef": 0.5,
+    "entropy_coef": 0.1,
+    "rho": 0.9,
+    "saturation_coef": 0.5,
+}
+
+
+def settings(model: MBDPO) -> dict[str, Any]:
+    """Everything that policy and learner go by."""
+    learner = {name: value for name, value in vars(model.learner).items() if isinstance(value, (int, float, str))}
+    configs = {name: getattr(model.learner, name) for name in ("coefficients", "without_energy", "score_config")}
+    policy = model.policy
+    return learner | configs | {"search": policy.search_config, "acts": (policy.act_mode, policy.exploration_noise)}
+
+
+def test_every_argument_is_followed_or_fixed() -> None:
+    assert CHANGES.keys() | set(FIXED) == current_arguments(make()).keys()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_is_set_on_a_model_is_what_it_would_have_been_built_with(name: str) -> None:
+    # Elites and prior rollouts that nobody sets would follow n_samples
+    shares = {"n_elites": 4, "n_prior_trajectories": 4}
+    changed, built = make(**shares), make(**(shares | {name: CHANGES[name]}))
+    assert settings(changed) != settings(built)
+    setattr(changed, name, CHANGES[name])
+    changed.predict(OBSERVATION)
+    assert settings(changed) == settings(built)
+
+
+def test_a_callback_anneals_an_argument() -> None:
+    class Anneal(BaseCallback):
+        def _on_step(self) -> bool:
+            self.model.gamma = 0.9 + self.num_timesteps / 1000  # type: ignore[attr-defined]
+            return True
+
+    model = make().learn(20, callback=Anneal())
+    assert model.policy.search_config.discount == pytest.approx(0.92)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_networks_depend_on_stays(name: str) -> None:
+    model = make()
+    other = {"model_size": 0.05, "compile": True, "search_dtype": "bfloat16", "update_dtype": "bfloat16"}
+    before, value = settings(model), getattr(model, name)
+    setattr(model, name, other.get(name, True if isinstance(value, bool) else 2 * value))
+    with pytest.raises(ValueError, match=name):
+        model.learn(12)
+    assert settings(model) == before
+    setattr(model, name, value)
+    model.learn(12)
+
+
+def test_a_bad_value_is_refused_when_it_is_used(tmp_path: Path) -> None:
+    model = make()
+    model.tau = 7
+    for use in (lambda: model.predict(OBSERVATION), lambda: model.learn(12), lambda: model.save(tmp_path / "model")):
+        with pytest.raises(ValueError, match="tau must be between 0 and 1, got 7"):
+            use()
+    assert not list(tmp_path.iterdir())
+    model.tau, model.score_coef = 0.1, 0.0
+    with pytest.raises(ValueError, match="score_coef"):
+        model.predict(OBSERVATION)
+
+
+def test_a_loaded_model_acts_like_the_one_that_was_saved(tmp_path: Path) -> None:
+    model = make().learn(12)
+    model.gamma, model.act_mode = 0.5, "prior"
+    model.save(tmp_path / "model")
+    loaded = MBDPO.load(tmp_path / "model", device="cpu")
+    assert loaded.policy.act_mode == model.policy.act_mode == "prior"
+    assert loaded.policy.search_config == model.policy.search_config

@@ -66,6 +66,45 @@ def test_other_train_freqs_are_refused(train_freq: Any, n_envs: int, words: str)
         make(toy_envs(n_envs), train_freq=train_freq).learn(20)
 
 
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("last", [16, 19])
+def test_going_on_after_a_callback_has_stopped(n_envs: int, normalised: bool, last: int) -> None:
+    """At an episode's end and amid one: Stable-Baselines3 does not store the step, and no window may cross it."""
+    env: Any = counters(n_envs, length=8)
+    env = VecNormalize(env, norm_reward=False, clip_obs=1e9) if normalised else env
+    model = make(env, learning_starts=10, buffer_size=300)
+    model.learn(1000, callback=lambda local_variables, _: local_variables["self"].num_timesteps < last * n_envs)
+    assert model.num_timesteps == last * n_envs and model.replay_buffer is not None
+    if last % 8 == 0:
+        assert model._restarts is not None and model._restarts.all(), "plans of the last episode are not gone on with"
+    model.learn(20 * n_envs, reset_num_timesteps=False)
+    buffer = model.replay_buffer
+    assert buffer.size() == last - 1 + 20
+    before, after = buffer.observations[: buffer.size()], buffer.next_observations[: buffer.size()]
+    # [environment, episode, step]
+    # Terminal observations come back from VecNormalize with other last digits
+    before, after = before.round(3), after.round(3)
+    assert (before[..., :2] == after[..., :2]).all() and (after[..., 2] == before[..., 2] + 1).all()
+    windows = buffer.sample(300)
+    observations = windows.observations.round(decimals=3)
+    first, reached = observations[0], observations[1:]
+    assert (reached[..., :2] == first[None, :, :2]).all(), "no window crosses into another episode"
+    steps = windows.masks[..., 0].cumsum(0)
+    assert th.equal(reached[..., 2], first[None, :, 2] + steps), "nor the step that is missing"
+
+
+def test_terminations_that_were_put_into_the_buffer() -> None:
+    model = make(ToyEnv(lengths=(100,)))
+    zeros = np.zeros((1, 3), np.float32)
+    model.replay_buffer.add(zeros, zeros, np.zeros((1, 2)), np.ones(1), np.array([True]), [{}])
+    assert not model.policy.episodic
+    model.learn(12)
+    assert model.policy.episodic
+    kwargs = {"handle_timeout_termination": False}
+    assert make(ToyEnv(), replay_buffer_kwargs=kwargs).learn(12).policy.episodic, "time limits count as terminations"
+
+
 def test_learning_twice_starts_anew_or_goes_on() -> None:
     # Observations that never change: nothing but the reset itself tells where an episode was broken off
     env = ToyEnv(spaces.Box(0.0, 0.0, (3,)), lengths=(100,))

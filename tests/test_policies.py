@@ -16,7 +16,7 @@ from sb3_mbdpo import CnnPolicy, MlpPolicy
 from sb3_mbdpo.acting import repeated
 from sb3_mbdpo.encoders import FeaturesEncoder
 from sb3_mbdpo.search_config import ACT_MODES
-from tests.fakes import ACTIONS, TINY_SIZES, UNEVEN, VECTOR, flat_parameters, make_policy
+from tests.fakes import ACTIONS, IMAGE, TINY_SIZES, UNEVEN, VECTOR, flat_parameters, make_policy
 
 CHW = spaces.Box(0, 255, (3, 36, 40), np.uint8)
 SPACES = {
@@ -419,6 +419,8 @@ def test_refused_spaces_and_modes() -> None:
         ({"time_embed_dim": 2}, "time_embed_dim"),
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": -0.1}, "dropout"),
+        ({"features_extractor_kwargs": {"features_dim": 8}}, "features_dim"),
+        ({"observation_space": IMAGE, "net_arch": {"encoder": [8]}}, "num_channels"),
     ],
 )
 def test_refused_arguments(kwargs: dict[str, Any], words: str) -> None:

@@ -11,7 +11,7 @@ from stable_baselines3 import SAC
 
 pytest.importorskip("rl_zoo3")
 
-from sb3_mbdpo import cli, zoo_checks
+from sb3_mbdpo import MBDPO, MlpPolicy, cli, zoo_checks
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +101,16 @@ def test_a_model_of_another_algorithm(capsys: pytest.CaptureFixture[str], tmp_pa
     Path(agent).write_text("nothing")
     assert "not a model that Stable-Baselines3 saved" in said(capsys, "enjoy", *where)
     assert "takes the path" in said(capsys, "train", "--env", "Pendulum-v1", "-i", "nowhere.zip")
+
+
+class OwnPolicy(MlpPolicy):
+    """A policy from another module, as the zoo's files may name one."""
+
+
+def test_a_policy_of_ones_own_is_no_other_algorithm(tmp_path: Path):
+    env = gym.make("Pendulum-v1")
+    MBDPO(OwnPolicy, env, preset="debug", buffer_size=10, device="cpu").save(tmp_path / "model")
+    zoo_checks.check_saved_model(str(tmp_path / "model.zip"), "mbdpo")
 
 
 def test_a_model_is_looked_at_without_unpickling(tmp_path: Path):
