@@ -1,7 +1,8 @@
 """What MBDPO's arguments become, at first and when they change: those of its policy and of its learner."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
 from sb3_mbdpo.accumulation import AccumulatingLearner
@@ -86,6 +87,8 @@ FIXED = (
 )
 # What else can be changed at any time
 FOLLOWED = ("gamma", "exploration_noise", "act_mode", "warm_denoising_steps", "score_coef")
+ARGUMENTS = tuple(dict.fromkeys((*OF_SEARCH, *OF_LEARNER, *COEFFICIENTS.values(), *FOLLOWED, *FIXED)))
+_read: Callable[[Any], tuple[Any, ...]] = attrgetter(*ARGUMENTS)
 
 
 def policy_arguments(model: "MBDPO") -> dict[str, Any]:
@@ -117,13 +120,13 @@ def make_learner(model: "MBDPO") -> Learner:
     return learner_class(model.policy, coefficients, **arguments)
 
 
-def current_arguments(model: "MBDPO") -> dict[str, Any]:
+def current_arguments(model: "MBDPO") -> tuple[Any, ...]:
     """
     :param model: Algorithm
-    :return: Its arguments that decide how it acts and learns, by name, as they are now
+    :return: Its arguments that decide how it acts and learns, as they are now, in the order of :data:`ARGUMENTS`
     """
-    names = dict.fromkeys((*OF_SEARCH, *OF_LEARNER, *COEFFICIENTS.values(), *FOLLOWED, *FIXED))
-    return {name: getattr(model, name) for name in names}
+    # Asked for at each decision
+    return _read(model)
 
 
 def follow_arguments(model: "MBDPO", changed: Iterable[str]) -> None:

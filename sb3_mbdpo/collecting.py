@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbdpo.acting import PlanResult
 from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
-from sb3_mbdpo.building import current_arguments, follow_arguments
+from sb3_mbdpo.building import ARGUMENTS, current_arguments, follow_arguments
 from sb3_mbdpo.rehearsal import RehearsingAlgorithm
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ class CollectingAlgorithm(RehearsingAlgorithm):
 
     bootstrap: str | None
     # Arguments as policy and learner have them
-    _followed: dict[str, Any]
+    _followed: tuple[Any, ...]
 
     def _follow_arguments(self) -> None:
         model = cast("MBDPO", self)
         current = current_arguments(model)
-        changed = [name for name, value in current.items() if value != self._followed[name]]
-        if changed:
+        if current != self._followed:
+            changed = [name for name, old, new in zip(ARGUMENTS, self._followed, current, strict=True) if old != new]
             resolve_defaults(model)
             check_arguments(model)
             follow_arguments(model, changed)
