@@ -1,6 +1,6 @@
 """What MBDPO's arguments become, at first and when they change: those of its policy and of its learner."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
@@ -84,6 +84,7 @@ FIXED = (
     "gradient_accumulation",
     "activation_checkpointing",
     "compile",
+    "episodic",
 )
 # What else can be changed at any time
 FOLLOWED = ("gamma", "exploration_noise", "act_mode", "warm_denoising_steps", "score_coef")
@@ -129,7 +130,7 @@ def current_arguments(model: "MBDPO") -> tuple[Any, ...]:
     return _read(model)
 
 
-def follow_arguments(model: "MBDPO", changed: Iterable[str]) -> None:
+def follow_arguments(model: "MBDPO", changed: Collection[str]) -> None:
     """
     Have policy and learner do as the algorithm's arguments say now, as when a callback anneals one of them.
 
@@ -143,21 +144,24 @@ def follow_arguments(model: "MBDPO", changed: Iterable[str]) -> None:
         fixed.append("score_coef")
     if fixed:
         raise ValueError(f"{', '.join(fixed)} is decided when a model is built: build another one, or set it back.")
-    config = replace(
-        policy.search_config,
-        warm_steps=warm_steps_of(model.warm_denoising_steps, policy.search_config.schedule.denoising_steps),
-        **{name: getattr(model, name) for name in OF_SEARCH},
-    )
-    if model.tasks is None:
-        config = replace(config, discount=model.gamma)
-    policy.search_config, policy.exploration_noise = config, cast(float, model.exploration_noise)
-    if "act_mode" in changed:
-        policy.act_mode = model.act_mode
-    for name in set(OF_LEARNER) - {*FIXED, "score_samples"}:
-        setattr(learner, name, getattr(model, name))
-    learner.coefficients = replace(learner.coefficients, **_coefficients(model))
+    search: dict[str, Any] = {name: getattr(model, name) for name in changed if name in OF_SEARCH}
+    if "warm_denoising_steps" in changed:
+        steps = policy.search_config.schedule.denoising_steps
+        search["warm_steps"] = warm_steps_of(model.warm_denoising_steps, steps)
+    if "gamma" in changed and model.tasks is None:
+        search["discount"] = model.gamma
+    policy.search_config = replace(policy.search_config, **search)
+    for name in ("exploration_noise", "act_mode"):
+        if name in changed:
+            setattr(policy, name, getattr(model, name))
+    for name in OF_LEARNER:
+        if name in changed and name != "score_samples":
+            setattr(learner, name, getattr(model, name))
+    weights = {name: getattr(model, argument) for name, argument in COEFFICIENTS.items() if argument in changed}
+    learner.coefficients = replace(learner.coefficients, **weights)
     learner.without_energy = replace(learner.coefficients, energy=0.0)
-    learner.score_config = with_samples(config, cast(int, model.score_samples))
+    if search or "score_samples" in changed:
+        learner.score_config = with_samples(policy.search_config, cast(int, model.score_samples))
 
 
 def _coefficients(model: "MBDPO") -> dict[str, float]:

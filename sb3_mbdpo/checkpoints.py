@@ -94,6 +94,7 @@ def write_checkpoint(
     :raises ValueError: for a model that cannot be described
     :raises OSError: if the files cannot be written; those that were there before stay as they are
     """
+    model._follow_arguments()
     weights = in_memory(model.policy.state_dict())
     config = describe(model, weights)
     config.replay_dataset, config.datasets = replay_dataset, list(datasets or model._datasets)

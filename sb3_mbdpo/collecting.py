@@ -28,10 +28,18 @@ class CollectingAlgorithm(RehearsingAlgorithm):
 
     bootstrap: str | None
     # Arguments as policy and learner have them
-    _followed: tuple[Any, ...]
+    _followed: tuple[Any, ...] | None = None
 
     def _follow_arguments(self) -> None:
         model = cast("MBDPO", self)
+        if self._followed is None:
+            # Pickled whole, before there was anything to follow
+            self._followed = current_arguments(model)
+        place = ARGUMENTS.index("act_mode")
+        if model.act_mode != self.policy.act_mode and model.act_mode == self._followed[place]:
+            # Set on the policy itself
+            model.act_mode = self.policy.act_mode
+            self._followed = (*self._followed[:place], model.act_mode, *self._followed[place + 1 :])
         current = current_arguments(model)
         if current != self._followed:
             changed = [name for name, old, new in zip(ARGUMENTS, self._followed, current, strict=True) if old != new]

@@ -249,6 +249,7 @@ class SharedRun:
             self.own.update_locals(seen)
             step.stop = not (self.own.on_step() and all(wishes))
         if step.stop:
+            model._pass_over(new_obs, dones)  # type: ignore[arg-type]
             return False
         episodes = ended_episodes(model, infos, dones)
         with ranks.together():

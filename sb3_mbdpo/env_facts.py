@@ -8,12 +8,13 @@ import re
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_mbdpo.wrappers import ActionRepeat
 
 # Wrappers and environments print as <Wrapper<Environment<id>>>
-NAMED_ID = re.compile(r"<([^<>\s]+)>+\Z")
+PRINTED_ID = re.compile(r"<([^<>\s]+)>+\Z")
+VERSIONED = re.compile(r"-v\d+\Z")
 
 
 def describe_env(env: VecEnv | None) -> dict[str, Any] | None:
@@ -21,11 +22,13 @@ def describe_env(env: VecEnv | None) -> dict[str, Any] | None:
     :param env: Vector environment
     :return: Gymnasium id of its first environment and how often each action is repeated; None where it has no id
     """
-    spec = None if env is None else _spec(env)
-    if env is None or spec is None:
+    if env is None:
+        return None
+    env_id = _printed_id(env) if _is_elsewhere(env) else getattr(_spec(env), "id", None)
+    if env_id is None:
         return None
     repeat = env.get_attr("action_repeat", 0)[0] if env.env_is_wrapped(ActionRepeat, 0)[0] else 1
-    return {"id": str(spec.id), "action_repeat": int(repeat)}
+    return {"id": str(env_id), "action_repeat": int(repeat)}
 
 
 def episode_length_of(env: VecEnv) -> int | None:
@@ -37,20 +40,23 @@ def episode_length_of(env: VecEnv) -> int | None:
     """
     limit = next(iter(attributes_of(env, "_max_episode_steps")), None)
     if limit is None:
-        limit = getattr(_spec(env), "max_episode_steps", None)
+        spec = gym.registry.get(_printed_id(env) or "") if _is_elsewhere(env) else _spec(env)
+        limit = getattr(spec, "max_episode_steps", None)
     return None if limit is None else int(limit)
 
 
+def _is_elsewhere(env: VecEnv) -> bool:
+    return isinstance(env.unwrapped, SubprocVecEnv)
+
+
 def _spec(env: VecEnv) -> Any:
-    """Spec of the first environment; of one in another process, the registered one of its id."""
-    if isinstance(env.unwrapped, DummyVecEnv):
-        return next(iter(attributes_of(env, "spec")), None)
-    try:
-        name = env.env_method("__str__", indices=0)[0]
-    except (AttributeError, NotImplementedError):
-        return None
-    found = NAMED_ID.search(str(name))
-    return gym.registry.get(found[1]) if found else None
+    return next(iter(attributes_of(env, "spec")), None)
+
+
+def _printed_id(env: VecEnv) -> str | None:
+    """Id in the name of the first environment; in this process it may not be registered."""
+    found = PRINTED_ID.search(str(env.env_method("__str__", indices=0)[0]))
+    return found[1] if found and (found[1] in gym.registry or VERSIONED.search(found[1])) else None
 
 
 def attributes_of(env: VecEnv, name: str) -> list[Any]:

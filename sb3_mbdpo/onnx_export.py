@@ -123,6 +123,7 @@ def export_onnx(model: MBDPO, path: str | Path, act_mode: str | None = None) -> 
     :raises ValueError: for "search", or "score" without a score network
     :raises ImportError: if ``onnx`` is not installed
     """
+    model._follow_arguments()
     mode = act_mode or _default_mode(model)
     if mode not in ("score", "prior"):
         raise ValueError(f'A search cannot be exported: pass act_mode="score" or "prior", got {mode!r}.')

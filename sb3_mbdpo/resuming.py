@@ -53,7 +53,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
             self.replay_buffer.seed(seed)
 
     def _follow_arguments(self) -> None:
-        """What was set on the model since it was built takes effect."""
+        """What was set on the model since it was built takes effect; ``act_mode`` may be set on the policy."""
 
     def _restore_random_state(self) -> None:
         """Go on from the saved generators, unless the model was loaded with another seed than it was saved with."""
@@ -83,7 +83,6 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         :param include: Attributes to save although they are left out by default
         """
         self._follow_arguments()
-        self.act_mode = self.policy.act_mode
         self._random_state = {
             "seed": self.seed,
             "device": self.device.type,

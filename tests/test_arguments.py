@@ -187,9 +187,15 @@ def test_a_callback_anneals_an_argument() -> None:
 @pytest.mark.parametrize("name", FIXED)
 def test_what_networks_depend_on_stays(name: str) -> None:
     model = make()
-    other = {"model_size": 0.05, "compile": True, "search_dtype": "bfloat16", "update_dtype": "bfloat16"}
+    other = {
+        "model_size": 0.05,
+        "compile": True,
+        "search_dtype": "bfloat16",
+        "update_dtype": "bfloat16",
+        "episodic": True,
+    }
     before, value = settings(model), getattr(model, name)
-    setattr(model, name, other.get(name, True if isinstance(value, bool) else 2 * value))
+    setattr(model, name, other[name] if name in other else 2 * (value or 0.5))
     with pytest.raises(ValueError, match=name):
         model.learn(12)
     assert settings(model) == before
@@ -216,3 +222,34 @@ def test_a_loaded_model_acts_like_the_one_that_was_saved(tmp_path: Path) -> None
     loaded = MBDPO.load(tmp_path / "model", device="cpu")
     assert loaded.policy.act_mode == model.policy.act_mode == "prior"
     assert loaded.policy.search_config == model.policy.search_config
+
+
+def test_what_is_set_on_the_policy_stays(tmp_path: Path) -> None:
+    model = make()
+    model.policy.act_mode, model.policy.exploration_noise = "prior", 0.0
+    model.save(tmp_path / "model")
+    assert model.act_mode == "prior"
+    model.policy.act_mode, model.gamma = "search", 0.9
+    model.predict(OBSERVATION)
+    assert model.act_mode == model.policy.act_mode == "search"
+    assert model.policy.exploration_noise == 0.0 and model.policy.search_config.discount == 0.9
+
+
+def test_a_folder_holds_what_was_set_on_the_model(tmp_path: Path) -> None:
+    model = make()
+    model.act_mode = "prior"
+    model.save_pretrained(tmp_path / "model")
+    assert MBDPO.from_pretrained(tmp_path / "model").policy.act_mode == "prior"
+    model.horizon += 1
+    with pytest.raises(ValueError, match="horizon"):
+        model.save_pretrained(tmp_path / "model")
+    assert MBDPO.from_pretrained(tmp_path / "model").horizon == 3, "the folder is what it was"
+
+
+def test_a_model_pickled_before_arguments_were_followed() -> None:
+    model = make()
+    del model.__dict__["_followed"]
+    model.predict(OBSERVATION)
+    model.tau = 0.5
+    model.predict(OBSERVATION)
+    assert model.learner.tau == 0.5

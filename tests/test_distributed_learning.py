@@ -181,6 +181,23 @@ def stopping() -> tuple[int, bool]:
         return model.num_timesteps, model.policy.episodic
 
 
+def test_what_goes_on_after_a_stop_crosses_no_episode() -> None:
+    assert launch(going_on, 2) == [11, 11]
+
+
+def going_on() -> int:
+    with process_group(1) as ranks:
+        model = model_of(counters(ENVS, length=8), learning_starts=1000)
+        # At the end of all episodes, a step that is not stored
+        model.learn(2 * TOTAL, Watcher(stop_at=8 * ENVS * ranks.size), ranks=ranks)
+        model.learn(4 * ENVS * ranks.size, reset_num_timesteps=False, ranks=ranks)
+        buffer = model.replay_buffer
+        assert buffer is not None
+        before, after = buffer.observations[: buffer.pos], buffer.next_observations[: buffer.pos]
+        assert (before[..., :2] == after[..., :2]).all() and (before[-4:, :, 2] == np.arange(4)[:, None]).all()
+        return buffer.size()
+
+
 def test_tasks_are_told_apart_in_every_process() -> None:
     assert launch(several_tasks, 2) == [{"one": 6, "two": 2}] * 2
 

@@ -44,6 +44,18 @@ def test_both_kinds_of_vector_environment_say_the_same(kind: type[Any]) -> None:
     env.close()
 
 
+def only_there() -> gym.Env:
+    gym.register("OnlyThere-v0", entry_point=ToyEnv)
+    return gym.make("OnlyThere-v0")
+
+
+def test_an_id_that_is_registered_in_the_other_process_only() -> None:
+    env = SubprocVecEnv([only_there])
+    assert "OnlyThere-v0" not in gym.registry
+    assert describe_env(env) == {"id": "OnlyThere-v0", "action_repeat": 1} and episode_length_of(env) is None
+    env.close()
+
+
 def test_a_spec_that_cannot_be_pickled_costs_no_worker(lambda_id: str, tmp_path: Path) -> None:
     env = SubprocVecEnv([lambda: gym.make(lambda_id)], start_method="fork")
     model = make(env)
@@ -72,6 +84,9 @@ def test_an_environment_that_answers_no_questions_is_one_of_unknown_length() -> 
         def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
             if attr_name == "render_mode":  # asked by Stable-Baselines3 itself
                 return [None]
+            raise NotImplementedError
+
+        def env_method(self) -> None:  # type: ignore[override]
             raise NotImplementedError
 
         def has_attr(self, attr_name: str) -> bool:
