@@ -71,7 +71,8 @@ OF_SEARCH = (
     "energy_unit",
     "prior_margin",
 )
-# Decided when a model is built: networks, schedules and compiled functions depend on them
+# Decided when a model is built, networks and schedules depend on them. `compile` belongs to a machine rather than to a
+# model: it counts when one is built or loaded
 FIXED = (
     "model_size",
     "horizon",
@@ -83,7 +84,6 @@ FIXED = (
     "update_dtype",
     "gradient_accumulation",
     "activation_checkpointing",
-    "compile",
     "episodic",
 )
 # What else can be changed at any time

@@ -189,7 +189,6 @@ def test_what_networks_depend_on_stays(name: str) -> None:
     model = make()
     other = {
         "model_size": 0.05,
-        "compile": True,
         "search_dtype": "bfloat16",
         "update_dtype": "bfloat16",
         "episodic": True,
