@@ -87,7 +87,7 @@ FIXED = (
     "episodic",
 )
 # What else can be changed at any time
-FOLLOWED = ("gamma", "exploration_noise", "act_mode", "warm_denoising_steps", "score_coef")
+FOLLOWED = ("gamma", "exploration_noise", "act_mode", "warm_denoising_steps")
 ARGUMENTS = tuple(dict.fromkeys((*OF_SEARCH, *OF_LEARNER, *COEFFICIENTS.values(), *FOLLOWED, *FIXED)))
 _read: Callable[[Any], tuple[Any, ...]] = attrgetter(*ARGUMENTS)
 

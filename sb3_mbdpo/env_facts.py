@@ -24,7 +24,7 @@ def describe_env(env: VecEnv | None) -> dict[str, Any] | None:
     """
     if env is None:
         return None
-    env_id = _printed_id(env) if _is_elsewhere(env) else getattr(_spec(env), "id", None)
+    env_id = _printed_id(env) if _is_elsewhere(env) else getattr(spec_of(env), "id", None)
     if env_id is None:
         return None
     repeat = env.get_attr("action_repeat", 0)[0] if env.env_is_wrapped(ActionRepeat, 0)[0] else 1
@@ -40,7 +40,7 @@ def episode_length_of(env: VecEnv) -> int | None:
     """
     limit = next(iter(attributes_of(env, "_max_episode_steps")), None)
     if limit is None:
-        spec = gym.registry.get(_printed_id(env) or "") if _is_elsewhere(env) else _spec(env)
+        spec = gym.registry.get(_printed_id(env) or "") if _is_elsewhere(env) else spec_of(env)
         limit = getattr(spec, "max_episode_steps", None)
     return None if limit is None else int(limit)
 
@@ -49,7 +49,11 @@ def _is_elsewhere(env: VecEnv) -> bool:
     return isinstance(env.unwrapped, SubprocVecEnv)
 
 
-def _spec(env: VecEnv) -> Any:
+def spec_of(env: VecEnv) -> Any:
+    """
+    :param env: Vector environment; its workers send the spec, which must be possible to pickle
+    :return: Spec of its first environment, None where there is none
+    """
     return next(iter(attributes_of(env, "spec")), None)
 
 

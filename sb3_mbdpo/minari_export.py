@@ -18,6 +18,7 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_mbdpo.env_facts import spec_of
 from sb3_mbdpo.minari_episodes import Actor, Episode, buffer_episodes, mean_return, play, random_actor
 from sb3_mbdpo.minari_sources import check_same_spaces, import_minari, minari_root
 from sb3_mbdpo.minari_tasks import TaskUnits, task_units
@@ -224,7 +225,7 @@ def _spec(
     env: VecEnv, pair: tuple[spaces.Space, spaces.Box], model: "MBDPO", units: TaskUnits | None
 ) -> EnvSpec | None:
     """The environment's spec, if it alone makes an environment of these spaces and can be written down."""
-    spec = units.spec if units is not None else env.get_attr("spec", 0)[0] if env.has_attr("spec") else None
+    spec = units.spec if units is not None else spec_of(env)
     if spec is None:
         return None
     wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.entry_point != MONITOR)

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_nor
 
 from sb3_mbdpo.buffers import SequenceSamples
 from sb3_mbdpo.distributed_learning import StepsBar, callbacks_of
+from sb3_mbdpo.env_facts import spec_of
 from sb3_mbdpo.metrics import RunningMeans
 from sb3_mbdpo.minari_data import convert_tasks
 from sb3_mbdpo.minari_sources import Dataset, check_same_spaces, common_spaces, open_tasks, task_data
@@ -244,7 +245,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         return env
 
     def _like_own_env(self) -> gym.Env:
-        spec = self.env.get_attr("spec", 0)[0] if self.env is not None and self.env.has_attr("spec") else None
+        spec = None if self.env is None else spec_of(self.env)
         if spec is None:
             raise ValueError("eval_env=True needs a model whose environment has an id: pass the one to evaluate in.")
         return gym.make(spec)

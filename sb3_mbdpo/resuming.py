@@ -74,7 +74,8 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         include: Iterable[str] | None = None,
     ) -> None:
         """
-        Save the model, random generators included, so that a continued run is the run that was stopped.
+        Save the model, random generators included, so that a continued run is the run that was stopped. The zip can run
+        code when it is loaded; for models that others load there is ``save_pretrained``.
 
         A previous file is replaced only when the new one is complete.
 
