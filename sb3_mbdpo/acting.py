@@ -342,5 +342,7 @@ def repeated(x: th.Tensor, rows: int) -> th.Tensor:
     if x.dim() > 3:
         # The way images lie in memory decides how a convolution rounds, and this keeps it
         return x[th.arange(rows, device=x.device) % len(x)]
+    if len(x) == 1:
+        return x.expand(rows, *x.shape[1:])
     times = -(-rows // len(x))
     return x.repeat(times, *[1] * (x.dim() - 1))[:rows]
