@@ -87,7 +87,7 @@ FIXED = (
     "episodic",
 )
 # What else can be changed at any time
-FOLLOWED = ("gamma", "exploration_noise", "act_mode", "warm_denoising_steps")
+FOLLOWED = ("gamma", "exploration_noise", "act_mode", "warm_denoising_steps", "behaviour_coef", "task_sampling")
 ARGUMENTS = tuple(dict.fromkeys((*OF_SEARCH, *OF_LEARNER, *COEFFICIENTS.values(), *FOLLOWED, *FIXED)))
 _read: Callable[[Any], tuple[Any, ...]] = attrgetter(*ARGUMENTS)
 
@@ -157,7 +157,11 @@ def follow_arguments(model: "MBDPO", changed: Collection[str]) -> None:
     for name in OF_LEARNER:
         if name in changed and name != "score_samples":
             setattr(learner, name, getattr(model, name))
+    if "task_sampling" in changed:
+        model._share_tasks()
     weights = {name: getattr(model, argument) for name, argument in COEFFICIENTS.items() if argument in changed}
+    if learner.near_data:
+        weights["behaviour"] = model.behaviour_coef
     learner.coefficients = replace(learner.coefficients, **weights)
     learner.without_energy = replace(learner.coefficients, energy=0.0)
     if search or "score_samples" in changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -12,7 +13,7 @@ import gymnasium as gym
 import torch as th
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
 from sb3_mbdpo.checkpoint_config import CARD, CURVE, VIDEO, read_config
 from sb3_mbdpo.checkpoints import load_checkpoint, write_checkpoint
@@ -36,13 +37,15 @@ class HubAlgorithm(MultiTaskAlgorithm):
     # What a loaded checkpoint says of its past; models that never were one have none
     _base_model: str | None = None
     _datasets: Sequence[str] = ()
-    _normalization: Normalization | None = None
     # Repository that the model came from, and the fingerprint that its weights had there
     _hub_source: tuple[str, str] | None = None
     # Loaded without an environment: the replay buffer has next to no room so far
     _acts_only: bool = False
 
     def _setup_model(self) -> None:
+        if self.env is not None:
+            self.env = self._as_trained(self.env)
+            self._vec_normalize_env = unwrap_vec_normalize(self.env)
         super()._setup_model()
         self._env_source = describe_env(self.env) or self._env_source
 
@@ -51,15 +54,29 @@ class HubAlgorithm(MultiTaskAlgorithm):
         Replace the training environment; running plans are dropped.
 
         :param env: Environment with the same spaces, of the same tasks in a multi-task model. A model with nothing in
-            its replay buffer that knows several tasks takes any number of environments
+            its replay buffer that knows several tasks takes any number of environments. If the model has learned from
+            what ``VecNormalize`` made of observations, it is wrapped in one with the model's statistics, unless it has
+            its own
         :param force_reset: Reset it before the next step
         :raises ValueError: if it does not fit
         """
-        super().set_env(env, force_reset)
+        super().set_env(self._as_trained(self._wrap_env(env, self.verbose)), force_reset)
         self._env_source = describe_env(self.env) or self._env_source
         if self._acts_only and self.replay_buffer is not None and self.replay_buffer.size() == 0:
             self._empty_buffer(self.n_envs)
         self._acts_only = False
+
+    def _as_trained(self, env: VecEnv) -> VecEnv:
+        """With the model's VecNormalize statistics where an environment has none: nothing else can act on it."""
+        statistics = Normalization.of(self._vec_normalize_env) or self._normalization
+        if statistics is None or unwrap_vec_normalize(env) is not None:
+            return env
+        warnings.warn(
+            "This model has learned from what VecNormalize made of observations and rewards: the environment is "
+            "wrapped in one with the model's statistics. For others pass it in a VecNormalize of your own.",
+            stacklevel=3,
+        )
+        return statistics.apply(env)
 
     def save_pretrained(
         self,

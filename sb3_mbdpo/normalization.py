@@ -104,12 +104,18 @@ class Normalization:
     def fill(self, env: VecNormalize) -> None:
         """
         :param env: VecNormalize that gets the statistics, and keeps its settings
+        :raises ValueError: if it normalises observations of other shapes
         """
         for rms, key in _rms(env):
             parts = [self.statistics.get(f"{key}.{part}") for part in PARTS]
             if all(part is not None for part in parts):
-                mean, var, count = parts
-                rms.mean, rms.var, rms.count = np.array(mean), np.array(var), float(np.asarray(count))
+                mean, var, count = (np.array(part) for part in parts)
+                if mean.shape != rms.mean.shape:
+                    raise ValueError(
+                        f"The model's statistics are of observations of shape {mean.shape}, this environment's are of "
+                        f"{rms.mean.shape}: wrap it in VecNormalize where it was when the model was trained."
+                    )
+                rms.mean, rms.var, rms.count = mean, var, float(count)
 
     def acting(self, env: VecEnv) -> VecNormalize:
         """

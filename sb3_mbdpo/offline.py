@@ -161,6 +161,8 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
             while self.num_timesteps < total_timesteps:
                 self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
                 self._prepare_updates()
+                if self.tasks is not None:
+                    data.task_sampling = self.task_sampling
                 if self.seed is not None:
                     windows.seed((self.seed, self._n_updates))
                 samples = windows.sample(self.batch_size, self._vec_normalize_env, ranks)
@@ -205,12 +207,13 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
     def _near_the_data(self) -> Iterator[None]:
         """Keep the prior where there is data, as long as it cannot try what it would rather do."""
         learner = self.learner
-        coefficients = learner.coefficients
-        learner.coefficients = replace(coefficients, behaviour=cast("MBDPO", self).behaviour_coef)
+        learner.near_data = True
+        learner.coefficients = replace(learner.coefficients, behaviour=cast("MBDPO", self).behaviour_coef)
         try:
             yield
         finally:
-            learner.coefficients = replace(learner.coefficients, behaviour=coefficients.behaviour)
+            learner.near_data = False
+            learner.coefficients = replace(learner.coefficients, behaviour=0.0)
 
     def _log_offline(self) -> None:
         check_no_drift(self.learner.ranks, self.policy)

@@ -14,6 +14,7 @@ from sb3_mbdpo.minari_models import MinariAlgorithm
 from sb3_mbdpo.offline import OfflineData
 from sb3_mbdpo.offline_tasks import TaskWindows
 from sb3_mbdpo.shards import ShardedDataset
+from sb3_mbdpo.task_replay import MultiTaskReplayBuffer
 from sb3_mbdpo.tasks import OBSERVATION_KEY, TASK_KEY
 
 DEFAULT_SHARE = 0.5
@@ -76,6 +77,13 @@ class RehearsingAlgorithm(MinariAlgorithm):
                 f"This model was learning beside recorded data ({self._rehearsal_share:g} of each batch), which is not "
                 "saved with it: call model.rehearse(dataset) again, or model.rehearse(None) to go on without."
             )
+
+    def _share_tasks(self) -> None:
+        """``task_sampling`` as it is now, in what is collected and in recorded data beside it."""
+        if isinstance(self.replay_buffer, MultiTaskReplayBuffer):
+            self.replay_buffer.set_task_sampling(self.task_sampling)
+        if isinstance(self._rehearsal, TaskWindows):
+            self._rehearsal.data.task_sampling = self.task_sampling
 
     def _sample(self, batch_size: int) -> SequenceSamples:
         """A batch to learn from. With a seed, the recorded part depends on it and the number of updates alone."""

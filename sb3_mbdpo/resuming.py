@@ -11,8 +11,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_mbdpo.buffers import SequenceReplayBuffer, check_buffer
+from sb3_mbdpo.normalization import Normalization
 from sb3_mbdpo.policies import MBDPOPolicy
 from sb3_mbdpo.saving import whole_file
+from sb3_mbdpo.task_replay import MultiTaskReplayBuffer
 
 
 class RandomState(TypedDict):
@@ -36,6 +38,9 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
     replay_buffer: SequenceReplayBuffer | None
     act_mode: str
     episodic: bool | None
+    task_sampling: str
+    # What VecNormalize made of observations when the model was saved; while there is one, its own statistics count
+    _normalization: Normalization | None = None
     _plans: np.ndarray | None
     _restarts: np.ndarray | None
     _random_state: RandomState | None
@@ -74,8 +79,9 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         include: Iterable[str] | None = None,
     ) -> None:
         """
-        Save the model, random generators included, so that a continued run is the run that was stopped. The zip can run
-        code when it is loaded; for models that others load there is ``save_pretrained``.
+        Save the model, random generators and statistics of VecNormalize included, so that a continued run is the run
+        that was stopped. The zip can run code when it is loaded; for models that others load there is
+        ``save_pretrained``.
 
         A previous file is replaced only when the new one is complete.
 
@@ -84,6 +90,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         :param include: Attributes to save although they are left out by default
         """
         self._follow_arguments()
+        self._normalization = Normalization.of(self._vec_normalize_env) or self._normalization
         self._random_state = {
             "seed": self.seed,
             "device": self.device.type,
@@ -130,6 +137,8 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         try:
             super().load_replay_buffer(path, truncate_last_traj)
             loaded = check_buffer(self.replay_buffer, present)
+            if isinstance(loaded, MultiTaskReplayBuffer):
+                loaded.set_task_sampling(self.task_sampling)
         finally:
             self.replay_buffer = present
         self.replay_buffer = loaded

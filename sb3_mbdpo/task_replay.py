@@ -44,6 +44,27 @@ class MultiTaskReplayBuffer(DictSequenceReplayBuffer):
         # The task of each environment; a ring column that has held two cannot be balanced
         self.env_tasks = np.full(n_envs, EMPTY, dtype=np.int64)
 
+    def set_task_sampling(self, task_sampling: str) -> None:
+        """
+        Have tasks share batches in another way from now on.
+
+        :param task_sampling: As at the beginning
+        :raises ValueError: for an unknown way, or if tasks are to be balanced and an environment has had several
+        """
+        check_task_sampling(task_sampling)
+        if task_sampling == "balanced":
+            stored = self.observations[TASK_KEY][: self.buffer_size if self.full else self.pos]
+            stored = stored.reshape(len(stored), self.n_envs)
+            self._refuse_changed((stored != self.env_tasks).any(axis=0))
+        self.task_sampling = task_sampling
+
+    def _refuse_changed(self, changed: np.ndarray) -> None:
+        if changed.any():
+            raise ValueError(
+                'task_sampling="balanced" needs environments that keep their task, environment '
+                f'{int(changed.argmax())} has changed it: use "proportional", or begin with an empty replay buffer.'
+            )
+
     def reset(self) -> None:
         """Forget all transitions."""
         super().reset()
@@ -71,12 +92,8 @@ class MultiTaskReplayBuffer(DictSequenceReplayBuffer):
         """
         assert isinstance(obs, dict)
         tasks = np.asarray(obs[TASK_KEY]).reshape(-1)
-        changed = (self.env_tasks != EMPTY) & (self.env_tasks != tasks)
-        if self.task_sampling == "balanced" and changed.any():
-            raise ValueError(
-                'task_sampling="balanced" needs environments that keep their task, environment '
-                f'{int(changed.argmax())} has changed it: use "proportional", or begin with an empty replay buffer.'
-            )
+        if self.task_sampling == "balanced":
+            self._refuse_changed((self.env_tasks != EMPTY) & (self.env_tasks != tasks))
         self.env_tasks[:] = tasks
         super().add(obs, next_obs, action, reward, done, infos)
 

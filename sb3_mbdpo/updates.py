@@ -89,6 +89,8 @@ class Learner:
         self.mixed_precision = mixed_precision
         # Processes that share each batch; with several, samples are this one's rows
         self.ranks = ALONE
+        # Whether the prior is held to the actions in the data: while it cannot try others
+        self.near_data = False
         losses: tuple[Callable[..., Any], ...] = (encode, td_target, world_model_loss, prior_loss)
         self._encode, self._td_target, self._world_model_loss, self._prior_loss = (
             compiled(loss, policy.captures) if policy.compiled else loss for loss in losses

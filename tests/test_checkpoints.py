@@ -96,6 +96,40 @@ def test_normalization_comes_along(tmp_path: Path) -> None:
     assert all((first[name] == second[name]).all() for name in first) and first.keys() == second.keys()
 
 
+def same_statistics(one: VecNormalize | None, two: VecNormalize | None) -> bool:
+    assert one is not None and two is not None
+    return bool((one.obs_rms.mean == two.obs_rms.mean).all() and one.ret_rms.var == two.ret_rms.var)  # type: ignore
+
+
+def test_a_zip_knows_its_statistics_too(tmp_path: Path) -> None:
+    model = trained("normalized")
+    model.save(tmp_path / "model.zip")
+    MBDPO.load(tmp_path / "model.zip", device="cpu").save_pretrained(tmp_path / "model")
+    folder = MBDPO.from_pretrained(tmp_path / "model", env=ToyEnv(), device="cpu")
+    assert same_statistics(folder.get_vec_normalize_env(), model.get_vec_normalize_env())
+    with pytest.warns(UserWarning, match="wrapped in one with the model's statistics"):
+        loaded = MBDPO.load(tmp_path / "model.zip", env=ToyEnv(), device="cpu")
+    assert same_statistics(loaded.get_vec_normalize_env(), model.get_vec_normalize_env())
+    own = VecNormalize(toy_envs())
+    assert MBDPO.load(tmp_path / "model.zip", env=own, device="cpu").get_vec_normalize_env() is own
+    assert own.obs_rms.count < 1
+
+
+def test_an_environment_that_comes_later_is_normalised_too(tmp_path: Path) -> None:
+    model = trained("normalized")
+    model.save_pretrained(tmp_path / "model")
+    for env in (None, ToyEnv()):
+        loaded = MBDPO.from_pretrained(tmp_path / "model", env=env, device="cpu")
+        with pytest.warns(UserWarning, match="wrapped in one with the model's statistics"):
+            loaded.set_env(ToyEnv())
+        assert same_statistics(loaded.get_vec_normalize_env(), model.get_vec_normalize_env())
+        loaded.learn(8, reset_num_timesteps=False)
+        assert not same_statistics(loaded.get_vec_normalize_env(), model.get_vec_normalize_env())
+    own = VecNormalize(toy_envs(), clip_obs=3.0)
+    loaded.set_env(own)
+    assert loaded.get_vec_normalize_env() is own and own.obs_rms.count < 1  # type: ignore[union-attr]
+
+
 def test_every_kind_of_argument_survives(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
         "learning_rate": LinearSchedule(1e-3, 1e-4, 0.5),

@@ -374,6 +374,26 @@ def test_tasks_are_saved_as_plain_data(trained: MBDPO, tmp_path: Path) -> None:
     assert not any("discount" in name for name in trained.policy.state_dict())
 
 
+def test_task_sampling_is_set_on_the_model(tmp_path: Path) -> None:
+    def pairs(model: MBDPO) -> float:
+        tasks = model._sample(2000).observations["task"][0]  # type: ignore[call-overload]
+        return float((tasks == tasks.min()).float().mean())
+
+    model = leaning_model(leaning_env(("up", "wide", "wide", "wide"))).learn(40)
+    assert pairs(model) == pytest.approx(0.25, abs=0.05)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.task_sampling = "balanced"
+    model.learn(4, reset_num_timesteps=False)
+    assert pairs(model) == pytest.approx(0.5, abs=0.05)
+    loaded = MBDPO.load(tmp_path / "model", env=model.env, device="cpu", task_sampling="balanced")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert pairs(loaded) == pytest.approx(0.5, abs=0.05)
+    model.task_sampling = "even"
+    with pytest.raises(ValueError, match="task_sampling"):
+        model.learn(4, reset_num_timesteps=False)
+
+
 @pytest.mark.parametrize("task_sampling", ["proportional", "balanced"])
 def test_a_resumed_run_is_the_uninterrupted_one(task_sampling: str, tmp_path: Path) -> None:
     def start() -> MBDPO:

@@ -54,6 +54,14 @@ def test_statistics_go_into_a_wrapper_that_is_there_already() -> None:
     assert not (inner.obs_rms.mean == written.statistics["observation.mean"]).any()
 
 
+def test_statistics_of_other_shapes_stay_out() -> None:
+    written, other = Normalization.of(normalizing()), VecNormalize(toy_envs(observation_space=spaces.Box(-1, 1, (5,))))
+    assert written is not None
+    with pytest.raises(ValueError, match="wrap it in VecNormalize where it was"):
+        written.fill(other)
+    assert other.obs_rms.mean.shape == (5,) and other.obs_rms.count < 1
+
+
 def test_no_file_no_statistics(tmp_path: Path) -> None:
     assert Normalization.read(tmp_path / "n.safetensors", VECTOR) is None and Normalization.of(None) is None
 

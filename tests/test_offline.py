@@ -185,6 +185,24 @@ def test_interrupted_training_goes_on_as_if_it_had_not_been(tmp_path: Path, with
     assert th.equal(flat_parameters(whole.policy), flat_parameters(loaded.policy))
 
 
+def test_the_prior_is_held_to_the_data_from_the_moment_it_is_asked_for() -> None:
+    record("test/toy-v0")
+    model, seen = MBDPO.from_minari("test/toy-v0", **DEBUG), []
+
+    def ask(_: dict[str, Any], __: dict[str, Any]) -> bool:
+        seen.append(model.learner.coefficients.behaviour)
+        model.behaviour_coef = 2.0 if model.num_timesteps < 3 else 0.5
+        return True
+
+    model.learn_offline("test/toy-v0", 5, ask)
+    assert seen == [0.0, 2.0, 2.0, 0.5, 0.5]
+    # Where it can try, nothing holds it
+    assert model.learner.coefficients.behaviour == 0.0
+    model.behaviour_coef = -1.0
+    with pytest.raises(ValueError, match="behaviour_coef"):
+        model.learn_offline("test/toy-v0", 2)
+
+
 def test_online_learning_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     record("test/toy-v0")
     env = ToyEnv(VECTOR, UNEVEN)

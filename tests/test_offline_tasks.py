@@ -202,6 +202,21 @@ def test_the_models_task_sampling_decides(task_sampling: str, tmp_path: Path) ->
     np.testing.assert_allclose(shares, wanted, atol=0.07)
 
 
+def test_task_sampling_changes_while_learning(tmp_path: Path) -> None:
+    data = numbered(tmp_path / "set")
+    model = MBDPO.from_minari(data, **DEBUG | {"batch_size": 64})
+    seen: list[int] = []
+
+    def balance(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        if model.task_sampling == "balanced":
+            seen.extend(local["samples"].task.tolist())
+        model.task_sampling = "balanced"
+        return True
+
+    model.learn_offline(data, 9, balance)
+    np.testing.assert_allclose(np.bincount(seen, minlength=3) / len(seen), 1 / 3, atol=0.07)
+
+
 def test_observations_are_normalised_by_each_tasks_data(two_tasks: list[str], tmp_path: Path) -> None:
     model = MBDPO.from_minari(DATA, normalize_observations=True, **DEBUG)
     assert model.tasks is not None and not model.tasks.normalizes

@@ -56,6 +56,19 @@ def test_a_balanced_environment_keeps_its_task() -> None:
     assert shares(proportional) == pytest.approx([0.5, 0.25, 0.25], abs=0.03)
 
 
+def test_another_way_from_now_on() -> None:
+    buffer = filled([0, 0, 0, 2])
+    buffer.set_task_sampling("balanced")
+    assert shares(buffer) == pytest.approx([0.5, 0, 0.5], abs=0.03)
+    buffer.set_task_sampling("proportional")
+    add(buffer, [0, 0, 1, 2], 1)
+    with pytest.raises(ValueError, match="environment 2 has changed"):
+        buffer.set_task_sampling("balanced")
+    with pytest.raises(ValueError, match=r'"proportional" or "balanced"'):
+        buffer.set_task_sampling("even")
+    assert buffer.task_sampling == "proportional"
+
+
 def test_unknown_ways_and_empty_buffers() -> None:
     with pytest.raises(ValueError, match=r'"proportional" or "balanced"'):
         filled([0], task_sampling="even")
