@@ -9,7 +9,7 @@ from sb3_mbdpo.accumulation import AccumulatingLearner
 from sb3_mbdpo.captured_updates import CapturedLearner
 from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.losses import LossCoefficients
-from sb3_mbdpo.search_config import warm_steps_of, with_samples
+from sb3_mbdpo.search_config import OF_SEARCH, warm_steps_of, with_samples
 from sb3_mbdpo.updates import Learner
 
 if TYPE_CHECKING:
@@ -62,15 +62,6 @@ COEFFICIENTS = {
     "rho": "rho",
     "saturation": "saturation_coef",
 }
-OF_SEARCH = (
-    "n_samples",
-    "n_elites",
-    "n_prior_trajectories",
-    "temperature",
-    "energy_coef",
-    "energy_unit",
-    "prior_margin",
-)
 # Decided when a model is built, networks and schedules depend on them. `compile` belongs to a machine rather than to a
 # model: it counts when one is built or loaded
 FIXED = (

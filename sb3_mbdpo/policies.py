@@ -178,8 +178,7 @@ class MBDPOPolicy(ActingPolicy):
         self.graphs = CudaGraphs()
         keep_freed_memory()
         sizes = resolve_model_size(model_size)
-        given = {name: self._init_arguments[name] for name in SIZE_ARGUMENTS}
-        sizes |= {name: value for name, value in given.items() if value is not None}
+        sizes |= {name: value for name in SIZE_ARGUMENTS if (value := self._init_arguments[name]) is not None}
         activation_fn = activation_fn or sizes["activation_fn"]
         if any(True for _ in activation_fn().parameters()):
             raise ValueError(
@@ -287,7 +286,8 @@ class MBDPOPolicy(ActingPolicy):
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**self._init_arguments, "act_mode": self.act_mode, "lr_schedule": self._dummy_schedule}
+        changed = self.search_config.arguments() | {"exploration_noise": self.exploration_noise}
+        return {**self._init_arguments, **changed, "act_mode": self.act_mode, "lr_schedule": self._dummy_schedule}
 
     # --- observations -------------------------------------------------------------------------------------------
 

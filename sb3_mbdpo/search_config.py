@@ -1,7 +1,7 @@
 """Budget of a diffusion search, and the ways to act that a policy has."""
 
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch as th
 
@@ -10,6 +10,16 @@ from sb3_mbdpo.schedule import NoiseSchedule
 ACT_MODES = ("search", "score", "prior")
 # A unit of reward, as released, or the running range S of values
 ENERGY_UNITS = ("reward", "value_range")
+# Arguments of the algorithm that can be changed at any time, and that a search has under the same name
+OF_SEARCH = (
+    "n_samples",
+    "n_elites",
+    "n_prior_trajectories",
+    "temperature",
+    "energy_coef",
+    "energy_unit",
+    "prior_margin",
+)
 
 
 def check_act_mode(act_mode: str, with_score: bool) -> None:
@@ -80,6 +90,13 @@ class SearchConfig:
             )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}.")
+
+    def arguments(self) -> dict[str, Any]:
+        """
+        :return: Arguments of a policy that searches in this way, those that may have changed since it was built
+        """
+        own = {name: getattr(self, name) for name in (*OF_SEARCH, "discount")}
+        return own | {"warm_denoising_steps": self.warm_steps}
 
 
 def warm_steps_of(given: int | float | None, denoising_steps: int) -> int | None:

@@ -10,6 +10,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_mbdpo import MBDPO
 from sb3_mbdpo.arguments import COUNTS, RANGES, check_finite, check_spaces
 from sb3_mbdpo.building import ARGUMENTS, FIXED
+from sb3_mbdpo.search_config import OF_SEARCH
+from tests.checkpoint_fakes import observations, trained
 from tests.fakes import ACTIONS, MIXED, VECTOR, ToyEnv
 from tests.test_mbdpo import OBSERVATION, make
 
@@ -233,6 +235,25 @@ def test_what_is_set_on_the_policy_stays(tmp_path: Path) -> None:
     model.predict(OBSERVATION)
     assert model.act_mode == model.policy.act_mode == "search"
     assert model.policy.exploration_noise == 0.0 and model.policy.search_config.discount == 0.9
+
+
+@pytest.mark.parametrize("kind", ["vector", "tasks"])
+def test_a_policy_that_is_saved_alone_acts_by_what_was_set_on_the_model(kind: str, tmp_path: Path) -> None:
+    model = trained(kind, steps=1)
+    before = settings(model)["search"]
+    of_one_task = () if kind == "tasks" else ("gamma",)
+    for name in (*OF_SEARCH, *of_one_task, "warm_denoising_steps", "exploration_noise"):
+        setattr(model, name, CHANGES[name])
+    obs = observations(model)
+    _, plan = model.predict(obs, deterministic=True)
+    model.policy.save(str(tmp_path / "policy.pkl"))
+    loaded = type(model.policy).load(str(tmp_path / "policy.pkl"))
+    assert loaded.search_config == model.policy.search_config != before
+    for policy in (model.policy, loaded):
+        policy.seed(0)
+    for state, deterministic in ((None, True), (plan, True), (plan, False)):
+        wanted, found = (policy.predict(obs, state, None, deterministic)[0] for policy in (model.policy, loaded))
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_folder_holds_what_was_set_on_the_model(tmp_path: Path) -> None:
