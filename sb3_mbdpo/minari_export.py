@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SOURCES = ("replay_buffer", "agent")
 DATASET_ID = re.compile(r"([-\w]{2,}/)*[-\w]+-v\d+")
+# What HDF5 takes for a path, for the group itself, or for the end of a name
+NO_HDF5_NAME = re.compile(r"\.?|.*[/\0].*", re.DOTALL)
 MONITOR = "stable_baselines3.common.monitor:Monitor"
 
 
@@ -68,7 +70,8 @@ def export_minari(
     :param metadata: Further arguments of ``minari.create_dataset_from_buffers``: author, author_email, code_permalink,
         description, data_format, eval_env, requirements
     :return: The data set
-    :raises ValueError: if there is nothing to export, or the id is malformed or taken; nothing half-written stays
+    :raises ValueError: if there is nothing to export, the id is malformed or taken, or the format has no names for the
+        observation's keys; nothing half-written stays
     """
     minari = import_minari()
     if source not in SOURCES:
@@ -78,6 +81,8 @@ def export_minari(
             raise ValueError(f"{name} must be a whole number of at least {least}, got {count!r}.")
     if ref_min_score is not None and ref_max_score is not None and not ref_min_score < ref_max_score:
         raise ValueError(f"ref_min_score must be lower than ref_max_score, got {ref_min_score} and {ref_max_score}.")
+    if metadata.get("data_format") in (None, "hdf5"):
+        _check_keys(model.observation_space)
     path = _free_path(dataset_id)
     units = task_units(model.tasks, task, env)
     if units is not None and ref_min_score is None and ref_max_score is None:
@@ -131,6 +136,16 @@ def export_minari(
         shutil.rmtree(path, ignore_errors=True)
         raise
     return cast("MinariDataset", minari.load_dataset(dataset_id))
+
+
+def _check_keys(space: spaces.Space) -> None:
+    """Of observations that go into HDF5, which writes what it cannot read again."""
+    for key in space if isinstance(space, spaces.Dict) else ():
+        if NO_HDF5_NAME.fullmatch(key):
+            raise ValueError(
+                f'HDF5 has no name for the observation key {key!r}: pass data_format="arrow", or call it otherwise in '
+                "the environment."
+            )
 
 
 def _agent(model: "MBDPO", deterministic: bool) -> Actor:

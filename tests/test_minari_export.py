@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,19 @@ def test_what_cannot_be_exported() -> None:
     model.to_minari("test/toy-v0")
     with pytest.raises(ValueError, match="exists already: raise its version"):
         model.to_minari("test/toy-v0")
+
+
+@pytest.mark.parametrize("key", ["state/arm", "state/", "/state", ".", ""])
+def test_keys_that_hdf5_has_no_name_for(key: str, minari_cache: Path) -> None:
+    space = spaces.Dict({key: VECTOR, "state.leg": VECTOR})
+    model = make(toy_envs(observation_space=space), "MultiInputPolicy").learn(12)
+    for kwargs in ({}, {"source": "agent", "n_ref_episodes": 1}, {"data_format": "hdf5"}):
+        last_obs = model._last_obs
+        with pytest.raises(ValueError, match=rf'observation key {re.escape(repr(key))}: pass data_format="arrow"'):
+            model.to_minari("test/toy-v0", **kwargs)
+        assert model._last_obs is last_obs and not minari_cache.exists()
+    data = ShardedDataset(convert_minari(model.to_minari("test/toy-v0", data_format="arrow")), horizon=3)
+    assert (len(data), data.observation_space) == (12, space)
 
 
 def test_nothing_half_written_stays(minari_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
