@@ -65,11 +65,12 @@ class ExportedPolicy(nn.Module):
     ):
         super().__init__()
         self.policy, self.act_mode, self.clip = policy, act_mode, clip
-        for key, (mean, var) in statistics.items():
+        # Names of their own: keys may hold dots, which names of buffers may not
+        self.normalized = {key: i for i, key in enumerate(statistics)}
+        for i, (mean, var) in enumerate(statistics.values()):
             # In double precision, as VecNormalize computes
-            self.register_buffer(f"mean_{key}", th.from_numpy(np.asarray(mean, np.float64)))
-            self.register_buffer(f"scale_{key}", th.from_numpy(np.sqrt(np.asarray(var, np.float64) + epsilon)))
-        self.normalized = set(statistics)
+            self.register_buffer(f"mean_{i}", th.from_numpy(np.asarray(mean, np.float64)))
+            self.register_buffer(f"scale_{i}", th.from_numpy(np.sqrt(np.asarray(var, np.float64) + epsilon)))
         space = cast(spaces.Box, policy.action_space)
         self.register_buffer("low", th.from_numpy(space.low.astype(np.float32)).flatten())
         self.register_buffer("high", th.from_numpy(space.high.astype(np.float32)).flatten())
@@ -79,7 +80,8 @@ class ExportedPolicy(nn.Module):
     def _normalize(self, key: str, value: th.Tensor) -> th.Tensor:
         if key not in self.normalized:
             return value
-        scaled = (value.double() - getattr(self, f"mean_{key}")) / getattr(self, f"scale_{key}")
+        i = self.normalized[key]
+        scaled = (value.double() - getattr(self, f"mean_{i}")) / getattr(self, f"scale_{i}")
         return scaled.clamp(-self.clip, self.clip).float()
 
     def forward(self, *inputs: th.Tensor) -> tuple[th.Tensor, ...]:

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbdpo import MBDPO, onnx_export
 from sb3_mbdpo.onnx_export import export_onnx, export_world_model
 from tests.checkpoint_fakes import QUICK, observations, trained
-from tests.fakes import ToyEnv, randomize
+from tests.fakes import VECTOR, ToyEnv, randomize, toy_envs
 
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -55,6 +56,16 @@ def test_the_prior_acts_alike_for_any_number_of_rows(kind: str, tmp_path: Path) 
         wanted, _ = model.predict(obs, deterministic=True)
         (action,) = policy.run(None, given)
         assert np.abs(action - wanted).max() < 1e-5
+
+
+def test_normalised_keys_may_hold_dots(tmp_path: Path) -> None:
+    space = spaces.Dict({"observation.state": VECTOR, "goal": VECTOR, "observation.arm": spaces.Box(3.0, 7.0, (2,))})
+    env = VecNormalize(toy_envs(observation_space=space), norm_obs_keys=["observation.arm", "observation.state"])
+    model = MBDPO("MultiInputPolicy", env, act_mode="prior", **QUICK).learn(8)
+    randomize(model.policy.world_model)
+    obs, given = fed(model, 3)
+    (action,) = session(export_onnx(model, tmp_path / "policy.onnx")).run(None, given)
+    assert np.abs(action - model.predict(obs, deterministic=True)[0]).max() < 1e-5
 
 
 def test_parts_of_the_world_model(tmp_path: Path) -> None:
