@@ -38,7 +38,8 @@ def _finetune_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mbdpo finetune",
         description="Go on learning in an environment: as a new task of a multi-task model, as one that it knows, or "
-        "as the task of a single-task model. Prints the scores of all tasks with an environment before and after.",
+        "as the task of a single-task model. Updates begin after an episode, or after the steps of `--set "
+        "learning_starts=N`. Prints the scores of all tasks with an environment before and after.",
     )
     parser.add_argument("--model", required=True, metavar="PATH", help="saved model")
     parser.add_argument("--env", metavar="ID", help="Gymnasium id of the environment")
@@ -138,10 +139,10 @@ def _check(model: MBDPO, args: argparse.Namespace) -> None:
 
 def _prepare(model: MBDPO, args: argparse.Namespace) -> tuple[Scores, bool]:
     """Give the model its environment; returns scores, and whether steps are counted from zero."""
-    tasks = model.tasks
+    tasks, learning_starts = model.tasks, dict(args.set).get("learning_starts")
     if tasks is None:
         model.set_env(Monitor(gym.make(args.env)))
-        return _scores(model, args), _begin_anew(model, args, episode_length_of(cast(VecEnv, model.env)))
+        return _scores(model, args), _begin_anew(model, episode_length_of(cast(VecEnv, model.env)), learning_starts)
     if args.task is None:
         like = args.like or NEAREST
         added = model.add_task(
@@ -149,23 +150,25 @@ def _prepare(model: MBDPO, args: argparse.Namespace) -> tuple[Scores, bool]:
             args.name,
             None if like == FRESH else like,
             trainable=args.trainable,
-            learning_starts=dict(args.set).get("learning_starts"),
+            learning_starts=learning_starts,
         )
         print(f"Task {added.task.name!r} starts from {added.source or 'a fresh embedding'}")
         return _scores(model, args), True
     known = tasks[args.task]
     model.set_env(make_multitask_env(tasks, {args.task: args.env} if args.env else None, [args.task]))
     model.set_trainable(args.trainable)
-    return _scores(model, args), _begin_anew(model, args, known.episode_length)
+    return _scores(model, args), _begin_anew(model, known.episode_length, learning_starts)
 
 
-def _begin_anew(model: MBDPO, args: argparse.Namespace, episode_length: int | None) -> bool:
-    """Whether steps are counted from zero: so far they were gradient steps, of which no update waits for data."""
-    if not model._counts_offline_steps:
+def _begin_anew(model: MBDPO, episode_length: int | None, learning_starts: int | None) -> bool:
+    """Whether steps are counted from zero: with those so far, of either kind, no update would wait for data."""
+    assert model.replay_buffer is not None
+    if model.replay_buffer.size() > 0 and not model._counts_offline_steps:
+        # Saved with what it has collected
         return False
-    given = dict(args.set).get("learning_starts")
-    model._begin_finetuning(episode_length)
-    model.learning_starts = model.learning_starts if given is None else given
+    # What has learned nothing yet begins with random steps, as it would have
+    if model._n_updates > 0:
+        model._begin_finetuning(episode_length, learning_starts)
     return True
 
 

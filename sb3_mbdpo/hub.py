@@ -53,10 +53,9 @@ class HubAlgorithm(MultiTaskAlgorithm):
         """
         Replace the training environment; running plans are dropped.
 
-        :param env: Environment with the same spaces, of the same tasks in a multi-task model. A model with nothing in
-            its replay buffer that knows several tasks takes any number of environments. If the model has learned from
-            what ``VecNormalize`` made of observations, it is wrapped in one with the model's statistics, unless it has
-            its own
+        :param env: Environment with the same spaces, of the same tasks in a multi-task model. As long as nothing is
+            in the replay buffer, any number of environments can be set. If the model has learned from what
+            ``VecNormalize`` made of observations, it is wrapped in one with the model's statistics, unless it has its own
         :param force_reset: Reset it before the next step
         :raises ValueError: if it does not fit
         """
@@ -290,7 +289,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
 
         ``MBDPO.from_hub(repo, env=env, task="walker-run").learn(40_000)`` fine-tunes on a task that the model knows,
         ``task="new-name", like="walker-walk"`` adds one, see :meth:`add_task`. The model acts by its own policy from
-        the first step on; updates start after an episode.
+        the first step on; updates start after an episode, or after ``learning_starts`` steps where that is given.
 
         :param repo_id: Repository "user/name", or a folder
         :param env: Environment in its own units, its id, or a function that makes one; for a model of several tasks
@@ -303,11 +302,12 @@ class HubAlgorithm(MultiTaskAlgorithm):
         """
         if task is None and like is not None:
             raise ValueError("like=... is for a new task: pass its name as task=....")
+        learning_starts = kwargs.get("learning_starts")
         if task is None:
             source: Any = env() if callable(env) and not isinstance(env, (gym.Env, VecEnv)) else env
             model = cls.from_pretrained(repo_id, source, **kwargs)
             if model.env is not None and model._n_updates > 0:
-                model._begin_finetuning(episode_length_of(model.env))
+                model._begin_finetuning(episode_length_of(model.env), learning_starts)
             return model
         model = cls.from_pretrained(repo_id, None, **kwargs)
         tasks = model.tasks
@@ -327,17 +327,18 @@ class HubAlgorithm(MultiTaskAlgorithm):
                 )
             if env is None:
                 raise ValueError(f"{task!r} is a new task: pass its environment as env.")
-            model.add_task(env, name=task, like=like)
+            model.add_task(env, name=task, like=like, learning_starts=learning_starts)
             return model
         wrapped = make_task_env(tasks, task, env)
         model.set_env(DummyVecEnv([lambda: Monitor(wrapped)]))
-        model._begin_finetuning(tasks[task].episode_length)
+        model._begin_finetuning(tasks[task].episode_length, learning_starts)
         return model
 
-    def _begin_finetuning(self, episode_length: int | None) -> None:
-        """Act by the policy from the first step on, and update after an episode."""
+    def _begin_finetuning(self, episode_length: int | None, learning_starts: int | None) -> None:
+        """Act by the policy from the first step on, and update after the steps that were asked for, or an episode."""
         self._acts_from_start = True
-        self.learning_starts = episode_length or UNKNOWN_EPISODE_LENGTH
+        length = episode_length or UNKNOWN_EPISODE_LENGTH
+        self.learning_starts = length if learning_starts is None else learning_starts
 
 
 def _video(

@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import VectorizedActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_mbdpo.adaptation import (
@@ -114,19 +115,19 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         """
         Replace the training environment; running plans are dropped.
 
-        :param env: Environment with the same spaces, of the same tasks in a multi-task model. As long as a multi-task
-            model has nothing in its replay buffer, any number of environments can be set
+        :param env: Environment with the same spaces, of the same tasks in a multi-task model. As long as nothing is
+            in the replay buffer, any number of environments can be set
         :param force_reset: Reset it before the next step
         :raises ValueError: if it does not fit
         """
-        if self._tasks is None:
-            super().set_env(env, force_reset)
-        else:
-            vector = self._wrap_env(env, self.verbose)
+        vector = self._wrap_env(env, self.verbose)
+        if self._tasks is not None:
             check_task_env(TaskSet.from_plain(self._tasks), vector)
-            if vector.num_envs != self.n_envs and self.replay_buffer is not None and self.replay_buffer.size() == 0:
-                self._empty_buffer(vector.num_envs)
-            super().set_env(vector, force_reset)
+        if vector.num_envs != self.n_envs and self.replay_buffer is not None and self.replay_buffer.size() == 0:
+            # What does not fit is refused before anything changes
+            check_for_correct_spaces(vector, self.observation_space, self.action_space)
+            self._empty_buffer(vector.num_envs)
+        super().set_env(vector, force_reset)
         self._plans = self._restarts = None
 
     def _empty_buffer(self, n_envs: int) -> None:

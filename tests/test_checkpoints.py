@@ -291,6 +291,17 @@ def test_fine_tuning_of_a_single_task_acts_from_the_start(tmp_path: Path) -> Non
     loaded.learn(4)
 
 
+def test_a_given_learning_starts_is_not_replaced_by_an_episode(tmp_path: Path) -> None:
+    trained("tasks").save_pretrained(tmp_path / "many")
+    trained("vector").save_pretrained(tmp_path / "one")
+    given = {"device": "cpu", "learning_starts": 77}
+    up = LEANING_ENVS["up"]
+    assert MBDPO.from_hub(tmp_path / "one", ToyEnv(), **given).learning_starts == 77
+    assert MBDPO.from_hub(tmp_path / "many", up, "up", **given).learning_starts == 77
+    assert MBDPO.from_hub(tmp_path / "many", up, "new", like="nearest", **given).learning_starts == 77
+    assert MBDPO.from_hub(tmp_path / "many", up, "up", **given | {"learning_starts": None}).learning_starts == 6
+
+
 def test_mistakes_with_tasks_are_named(tmp_path: Path) -> None:
     trained("tasks", steps=1).save_pretrained(tmp_path / "many")
     trained("vector", steps=1).save_pretrained(tmp_path / "one")

@@ -422,8 +422,12 @@ def test_what_set_env_takes_and_refuses() -> None:
         model.set_env(toy_envs(2, observation_space=spaces.Box(-2.0, 1.0, (3,))))
     with pytest.raises(ValueError, match="Action spaces do not match"):
         model.set_env(toy_envs(2, action_space=spaces.Box(-2.0, 1.0, (2,))))
-    with pytest.raises(AssertionError, match="number of environments"):
-        model.set_env(toy_envs(3))
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        model.set_env(toy_envs(3, observation_space=spaces.Box(-2.0, 1.0, (3,))))
+    assert model.n_envs == model.replay_buffer.n_envs == 2
+    for n_envs in (3, 2):
+        model.set_env(toy_envs(n_envs))
+        assert model.n_envs == model.replay_buffer.n_envs == n_envs, "as long as there is nothing to replay"
     inner = toy_envs(2)
     normalised = VecNormalize(inner)
     model.learn(12).set_env(normalised)
@@ -431,6 +435,8 @@ def test_what_set_env_takes_and_refuses() -> None:
     model.learn(12, reset_num_timesteps=False)
     assert model.num_timesteps == 24 and normalised.obs_rms.count > 12
     assert inner.envs[0].episodes == 2, "reset before its first step, and after its fifth"
+    with pytest.raises(AssertionError, match="number of environments"):
+        model.set_env(toy_envs(3))
 
 
 def test_the_table_names_tests_that_exist() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch as th
+from stable_baselines3.common.env_util import make_vec_env
 from torch.nn.utils import parameters_to_vector
 
 from sb3_mbdpo import MBDPO, convert_minari
@@ -162,11 +163,50 @@ def test_fine_tuning_on_a_known_task_and_of_a_single_task(tmp_path: Path, capsys
     assert finetune([*known, "--set", "learning_starts=2"]) == 0
     model = MBDPO.load(tmp_path / "tuned", device="cpu")
     assert (model._n_updates, model.learning_starts) == (8, 2)
+    # Now it was in an environment, and comes with no data from there
+    assert finetune(["--model", str(tmp_path / "tuned"), *known[2:]]) == 0
+    model = MBDPO.load(tmp_path / "tuned", device="cpu")
+    assert (model.num_timesteps, model._n_updates, model.learning_starts) == (6, 8, 200)
     one = trained(tmp_path / "one", 4, ["test/slow-v0"])
     assert finetune(["--model", str(one), "--env", "Pendulum-v1", "--steps", "6", *more]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == ["task", "Pendulum-v1"]
     model = MBDPO.load(tmp_path / "tuned", device="cpu")
     assert (model.num_timesteps, model._n_updates, model.learning_starts) == (6, 4, 200)
+
+
+@pytest.mark.parametrize("n_envs", [1, 4])
+def test_fine_tuning_of_what_was_trained_in_environments(n_envs: int, tmp_path: Path) -> None:
+    envs = make_vec_env("Pendulum-v1", n_envs)
+    settings: dict[str, Any] = {"preset": "debug", "act_mode": "prior", "batch_size": 8, "buffer_size": 100}
+    online = MBDPO("MlpPolicy", envs, learning_starts=16, warmup_updates=0, seed=0, device="cpu", **settings)
+    online.learn(8).save(tmp_path / "new")
+    updates = online.learn(24)._n_updates
+    assert updates > 0
+    online.save(tmp_path / "online")
+
+    def tuned(name: str, *more: str) -> MBDPO:
+        arguments = ["--model", str(tmp_path / name), "--env", "Pendulum-v1", "--steps", "20", "--verbose", "0"]
+        arguments += ["--save", str(tmp_path / "tuned"), "--eval-episodes", "1", "--device", "cpu"]
+        assert finetune([*arguments, *more]) == 0
+        return MBDPO.load(tmp_path / "tuned", device="cpu")
+
+    model = tuned("online", "--set", "learning_starts=15")
+    assert (model.num_timesteps, model.n_envs, model._acts_from_start) == (20, 1, True)
+    assert (model._n_updates, model.learning_starts) == (updates + 5, 15)
+    model = tuned("online")
+    assert (model._n_updates, model.learning_starts) == (updates, 200), "an episode"
+    model = tuned("new")
+    assert (model._n_updates, model.learning_starts, model._acts_from_start) == (4, 16, False), "nothing to act by yet"
+
+
+def test_fine_tuning_of_a_model_saved_with_its_replay_goes_on(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"preset": "debug", "act_mode": "prior", "batch_size": 8, "buffer_size": 100}
+    model = MBDPO("MlpPolicy", "Pendulum-v1", learning_starts=16, warmup_updates=0, device="cpu", **settings).learn(20)
+    model.save(tmp_path / "whole", include=["replay_buffer"])
+    arguments = ["--model", str(tmp_path / "whole"), "--env", "Pendulum-v1", "--steps", "10", "--verbose", "0"]
+    assert finetune([*arguments, "--save", str(tmp_path / "on"), "--eval-episodes", "1", "--device", "cpu"]) == 0
+    model = MBDPO.load(tmp_path / "on", device="cpu")
+    assert (model.num_timesteps, model._n_updates, model.learning_starts) == (30, 14, 16)
 
 
 def test_fine_tuning_beside_the_data_of_pretraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
