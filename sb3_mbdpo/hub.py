@@ -55,7 +55,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
 
         :param env: Environment with the same spaces, of the same tasks in a multi-task model. As long as nothing is
             in the replay buffer, any number of environments can be set. If the model has learned from what
-            ``VecNormalize`` made of observations, it is wrapped in one with the model's statistics, unless it has its own
+            ``VecNormalize`` made of observations, it is wrapped in one with the model's statistics, unless it has one
         :param force_reset: Reset it before the next step
         :raises ValueError: if it does not fit
         """
