@@ -58,7 +58,7 @@ types: $(TEST_STAMP) ## mypy over the package
 
 # One thread per process: for networks this small a second thread costs more than it brings.
 pytest: $(TEST_STAMP) ## the tests alone; e.g. make pytest PYTEST_ARGS="-k zoo"
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 benchmark: $(TEST_STAMP) ## learning curves of MBDPO and SAC on ENV (one seed, about ten minutes)
 	$(BIN)/python -m tests.benchmarks.learning --task $(ENV) --algos mbdpo sac --seeds $(SEED) --threads $(THREADS)

@@ -20,7 +20,7 @@ from tests.benchmarks import learning
 
 PRESET = "preset"
 VARIANTS = {
-    "batch 64": "batch_size=64",
+    "batch 96": "batch_size=96",
     "batch 128": "batch_size=128",
     "size 0.05": "model_size=0.05",
     "size 0.2": "model_size=0.2",
