@@ -70,12 +70,13 @@ class HubAlgorithm(MultiTaskAlgorithm):
         statistics = Normalization.of(self._vec_normalize_env) or self._normalization
         if statistics is None or unwrap_vec_normalize(env) is not None:
             return env
+        normalized = statistics.apply(env)
         warnings.warn(
             "This model has learned from what VecNormalize made of observations and rewards: the environment is "
             "wrapped in one with the model's statistics. For others pass it in a VecNormalize of your own.",
             stacklevel=3,
         )
-        return statistics.apply(env)
+        return normalized
 
     def save_pretrained(
         self,

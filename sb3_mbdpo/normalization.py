@@ -113,7 +113,8 @@ class Normalization:
                 if mean.shape != rms.mean.shape:
                     raise ValueError(
                         f"The model's statistics are of observations of shape {mean.shape}, this environment's are of "
-                        f"{rms.mean.shape}: wrap it in VecNormalize where it was when the model was trained."
+                        f"{rms.mean.shape}: pass one with the model's spaces, and wrap it in VecNormalize where it was "
+                        "when the model was trained."
                     )
                 rms.mean, rms.var, rms.count = mean, var, float(count)
 

@@ -2,6 +2,7 @@ import json
 import os
 import resource
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
+from gymnasium import spaces
 from safetensors.torch import load_file
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -126,6 +128,12 @@ def test_an_environment_that_comes_later_is_normalised_too(tmp_path: Path) -> No
         loaded.learn(8, reset_num_timesteps=False)
         assert not same_statistics(loaded.get_vec_normalize_env(), model.get_vec_normalize_env())
     own = VecNormalize(toy_envs(), clip_obs=3.0)
+    before = loaded.env
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="pass one with the model's spaces"):
+            loaded.set_env(ToyEnv(spaces.Box(-1, 1, (9,), np.float32)))
+        assert loaded.env is before
     loaded.set_env(own)
     assert loaded.get_vec_normalize_env() is own and own.obs_rms.count < 1  # type: ignore[union-attr]
 
