@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from sb3_mbdpo.cuda_graphs import copied
 from sb3_mbdpo.encoders import Features
 from sb3_mbdpo.hardware import compiled
-from sb3_mbdpo.layers import MIN_ROWS
+from sb3_mbdpo.products import MIN_ROWS
 from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.score import score_plan
 from sb3_mbdpo.search import (

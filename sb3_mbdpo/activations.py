@@ -13,38 +13,16 @@ from sb3_mbdpo.hardware import on_accelerator
 VECTOR_WIDTH = 16 if "AVX512" in th.backends.cpu.get_cpu_capability() else 8
 
 
-def fast_mish(x: th.Tensor) -> th.Tensor:
-    """
-    Mish from one sigmoid: with q = sigmoid(-x), tanh(softplus(x)) is 2 / (1 + q^2) - 1. Nothing in it overflows.
-
-    :param x: Any shape
-    :return: Same shape
-    """
-    return mish_of_negative_(x.neg())
-
-
-def mish_of_negative_(negative: th.Tensor) -> th.Tensor:
-    """
-    Mish of -x, without gradient: a norm before it can change the sign for nothing, which saves a pass over all numbers.
-
-    :param negative: -x, any shape; overwritten
-    :return: Mish of x
-    """
-    q = negative.sigmoid()
-    return negative.addcdiv_(negative, _one_plus_square(q), value=-2)
-
-
 def _one_plus_square(q: th.Tensor) -> th.Tensor:
     """In one pass; a row of ones is read faster than a single one."""
     return th.addcmul(q.new_ones(q.shape[-1:]), q, q)
 
 
-class _FastMish(th.autograd.Function):
-    """:func:`fast_mish` with its gradient in closed form, from the sigmoid of the forward pass."""
+class _MishOfNegative(th.autograd.Function):
+    """:func:`mish_of_negative` with its gradient in closed form, from the sigmoid of the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
-        negative = x.neg()
+    def forward(ctx: Any, negative: th.Tensor) -> th.Tensor:
         q = negative.sigmoid()
         m = _one_plus_square(q)
         y = th.addcdiv(negative, negative, m, value=-2)
@@ -54,12 +32,12 @@ class _FastMish(th.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:
-        # y' = 2 (1 - (1 - q) (y - x)) / m - 1; in place: fresh memory costs wide layers more than a pass
+        # dy/dx = 2 (1 - (1 - q) (y - x)) / m - 1; in place: fresh memory costs wide layers more than a pass
         negative, q, m, y = ctx.saved_tensors
         inner = negative + y
         inner.addcmul_(q, inner, value=-1)
         th.addcmul(grad, grad, inner, value=-1, out=inner)
-        return th.addcdiv(grad, inner, m, value=-2, out=inner).neg_()
+        return th.addcdiv(grad, inner, m, value=-2, out=inner)
 
 
 class Mish(nn.Module):
@@ -76,12 +54,53 @@ class Mish(nn.Module):
             # As above, with a third of the exponentials that the compiler would write
             q = (-x).sigmoid()
             return 2 * x / (1 + q * q) - x
-        # In mixed precision: what sums and squares a sigmoid needs all of its digits
-        x = x.float() if x.dtype == th.bfloat16 else x
-        if not (x.requires_grad and th.is_grad_enabled()):
-            return fast_mish(x)
-        result: th.Tensor = _FastMish.apply(x)
-        return result
+        return mish_of_negative(x.neg())
+
+
+def reads_negative(activation: nn.Module, h: th.Tensor) -> bool:
+    """
+    Whether to hand -h to :func:`mish_of_negative` instead of h to an activation: Mish on CPUs, unless hooks watch it.
+    The norm before it changes the sign by its gain and shift, two passes over all numbers less in training.
+
+    :param activation: Activation
+    :param h: What is normed before it
+    :return: True if so
+    """
+    return type(activation) is Mish and not (
+        on_accelerator(h) or activation._forward_hooks or activation._forward_pre_hooks
+    )
+
+
+def mish_of_negative(negative: th.Tensor) -> th.Tensor:
+    """
+    Mish from one sigmoid: with q = sigmoid(-x), tanh(softplus(x)) is 2 / (1 + q^2) - 1. Nothing in it overflows.
+
+    :param negative: -x, any shape; may be overwritten
+    :return: Mish of x, float32 where x is bfloat16: what sums and squares a sigmoid needs all of its digits
+    """
+    negative = negative.float() if negative.dtype == th.bfloat16 else negative
+    if not (negative.requires_grad and th.is_grad_enabled()):
+        q = negative.sigmoid()
+        return negative.addcdiv_(negative, _one_plus_square(q), value=-2)
+    result: th.Tensor = _MishOfNegative.apply(negative)
+    return result
+
+
+def normed(activation: nn.Module, h: th.Tensor, gain: th.Tensor, shift: th.Tensor, eps: float) -> th.Tensor:
+    """
+    LayerNorm, then an activation.
+
+    :param activation: Activation
+    :param h: [..., M]
+    :param gain: [M]
+    :param shift: [M]
+    :param eps: Added to variances
+    :return: [..., M]
+    """
+    if reads_negative(activation, h):
+        return mish_of_negative(F.layer_norm(h, gain.shape, gain.neg(), shift.neg(), eps))
+    activated: th.Tensor = activation(F.layer_norm(h, gain.shape, gain, shift, eps))
+    return activated
 
 
 def fast_softmax(x: th.Tensor) -> th.Tensor:

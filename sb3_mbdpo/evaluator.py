@@ -14,7 +14,8 @@ import torch as th
 from sb3_mbdpo.activations import SimNorm
 from sb3_mbdpo.hardware import on_accelerator, uses_kernels
 from sb3_mbdpo.head_stacks import HeadStack, Layer, head_layers, member_layers, stack_heads
-from sb3_mbdpo.layers import ALIGNED, NormedLinear
+from sb3_mbdpo.layers import NormedLinear
+from sb3_mbdpo.products import ALIGNED
 from sb3_mbdpo.search_config import SearchConfig
 from sb3_mbdpo.world_model import WorldModel
 

@@ -11,9 +11,11 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_mbdpo.activations import Mish, mish_of_negative_
+from sb3_mbdpo.activations import Mish, mish_of_negative
+from sb3_mbdpo.ensemble import EnsembleMLP
 from sb3_mbdpo.hardware import on_accelerator, uses_kernels
-from sb3_mbdpo.layers import EPS, MIN_ROWS, EnsembleMLP, NormedLinear, pad_end, standardised, to_align
+from sb3_mbdpo.layers import NormedLinear
+from sb3_mbdpo.products import EPS, MIN_ROWS, pad_end, standardised, to_align
 from sb3_mbdpo.two_hot import TwoHot
 
 # Weight [in, out] and bias [1, out]; a hidden layer also has gain and shift of its norm [1, out]
@@ -216,9 +218,7 @@ class HeadStack(NamedTuple):
             x = F.layer_norm(x, x.shape[-1:], gain[0], shift[0], EPS)
         else:
             x = th.addcmul(shift, standardised(x), gain)
-        if self.negates and not x.requires_grad:
-            return mish_of_negative_(x).to(self.dtype)
-        activated: th.Tensor = self.activation(x.neg() if self.negates else x)
+        activated: th.Tensor = mish_of_negative(x) if self.negates else self.activation(x)
         return activated.to(self.dtype)
 
     def _fused(self, x: th.Tensor) -> bool:

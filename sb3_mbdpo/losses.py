@@ -14,6 +14,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_mbdpo.hardware import recomputed
+from sb3_mbdpo.products import Joined, of_parts
 from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.search import random_pair
 from sb3_mbdpo.world_model import WorldModel
@@ -233,17 +234,18 @@ def energy_loss(
     :return: Scalar loss
     """
     assert model.energy is not None
+    states = model.join(z, None, batch.task)
     with th.no_grad():
         proposed = model.prior_action(z, noise.energy, batch.task)
         jittered = (proposed + ENERGY_JITTER * noise.jitter).clamp(-1, 1)
         negatives = th.stack([proposed, jittered, noise.uniform])
         mask = model.mask(batch.task)
         negatives = negatives if mask is None else negatives * mask
-        hardest = model.energy(model.join(z.expand(3, -1, -1, -1), negatives, batch.task)).argmax(0, keepdim=True)
+        hardest = of_parts(model.energy, Joined(states, negatives)).argmax(0, keepdim=True)
         negative_actions = negatives.gather(0, hardest.expand(-1, -1, -1, negatives.shape[-1])).squeeze(0)
     # One pass for both: [2, H, B, 1]
     actions = th.stack([batch.actions, negative_actions])
-    energies = recomputed(model.recompute, model.energy, model.join(z.expand(2, -1, -1, -1), actions, batch.task))
+    energies = recomputed(model.recompute, of_parts, model.energy, Joined(states, actions))
     if energies_seen is None:
         update_energy_statistics(model, energies.detach(), batch.masks.expand_as(energies), ranks)
     else:

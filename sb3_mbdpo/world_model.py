@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from sb3_mbdpo.activations import Mish, SimNorm
 from sb3_mbdpo.encoders import Encoder, Features
-from sb3_mbdpo.layers import EnsembleMLP, mlp
+from sb3_mbdpo.ensemble import EnsembleMLP
+from sb3_mbdpo.layers import mlp
+from sb3_mbdpo.products import Joined, of_parts
 from sb3_mbdpo.score import ScoreNetwork
 from sb3_mbdpo.two_hot import TwoHot
 
@@ -258,7 +260,11 @@ class WorldModel(nn.Module):
         :param critics: ``critics.select(...)`` or ``target_critics.select(...)``; by default all critics
         :return: [E, ..., 1]
         """
-        return self.two_hot.decode((critics or self.critics)(self.join(z, action, task)))
+        critics = critics or self.critics
+        if action.requires_grad and not z.requires_grad:
+            # As where the prior learns: most of what the first layer reads then needs no gradient
+            return self.two_hot.decode(of_parts(critics, Joined(self.join(z, None, task), action)))
+        return self.two_hot.decode(critics(self.join(z, action, task)))
 
     # --- prior --------------------------------------------------------------------------------------------------
 

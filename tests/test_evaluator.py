@@ -5,8 +5,8 @@ import torch as th
 
 from sb3_mbdpo import evaluator, head_stacks
 from sb3_mbdpo.activations import Mish
+from sb3_mbdpo.ensemble import EnsembleMLP
 from sb3_mbdpo.evaluator import STACKED_ON_CPU, Evaluator
-from sb3_mbdpo.layers import EnsembleMLP
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
 from tests.fakes import Apply, PlainEvaluator, hand_set, make_config, make_model
 

@@ -6,9 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from sb3_mbdpo import layers
-from sb3_mbdpo.activations import Mish, SimNorm, fast_mish
-from sb3_mbdpo.layers import EnsembleMLP, NormedLinear, mlp, standardised
+from sb3_mbdpo import activations, layers, products
+from sb3_mbdpo import ensemble as ensemble_module
+from sb3_mbdpo.activations import Mish, SimNorm
+from sb3_mbdpo.ensemble import EnsembleMLP
+from sb3_mbdpo.layers import NormedLinear, mlp
+from sb3_mbdpo.products import Joined, of_parts, standardised
 
 
 def generator(seed: int = 0) -> th.Generator:
@@ -42,7 +45,6 @@ def test_mish_far_from_zero() -> None:
     th.testing.assert_close(value, F.mish(x), rtol=1e-6, atol=1e-6)
     assert slope.isfinite().all()
     th.testing.assert_close(slope, th.tensor([0.0, 0.0, 0.0, 0.6, 1.0, 1.0, 1.0, 1.0]), rtol=1e-6, atol=1e-6)
-    assert th.equal(fast_mish(x.detach()), value.detach())
     assert th.equal(Mish()(x.detach()), value.detach()), "with and without gradient the same numbers"
 
 
@@ -238,7 +240,7 @@ def test_dropped_units_are_zero_and_the_rest_is_scaled_up() -> None:
     seen: list[th.Tensor] = []
     normed = F.layer_norm
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sb3_mbdpo.layers.F.layer_norm", lambda h, *args: seen.append(h) or normed(h, *args))
+        patch.setattr("sb3_mbdpo.products.F.layer_norm", lambda h, *args: seen.append(h) or normed(h, *args))
         net.train()(x, dropped)
     first = x @ net.weights[0] + net.biases[0]
     expected = first / 0.5
@@ -273,10 +275,102 @@ def test_aligned_layers_compute_the_same(kind: str, monkeypatch: pytest.MonkeyPa
 
     expected = compute()
     sizes: list[int] = []
-    pad = layers.pad_end
-    monkeypatch.setattr(layers, "on_accelerator", lambda x: True)
+    pad = products.pad_end
+    for module in (activations, ensemble_module, products):
+        monkeypatch.setattr(module, "on_accelerator", lambda x: True)
     monkeypatch.setattr(th.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr(layers, "pad_end", lambda x, missing, dim=-1: sizes.append(missing) or pad(x, missing, dim))
+    for module in (ensemble_module, products):
+        monkeypatch.setattr(module, "pad_end", lambda x, missing, dim=-1: sizes.append(missing) or pad(x, missing, dim))
     for found, value in zip(compute(), expected, strict=True):
         th.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
     assert 2 in sizes and (3 in sizes or 5 in sizes)
+
+
+# --- inputs in two parts ----------------------------------------------------------------------------------------------
+
+
+def gradients(y: th.Tensor, *wanted: th.Tensor) -> list[th.Tensor]:
+    """The output and what a loss of it passes on."""
+    return [y.detach(), *th.autograd.grad((y * y).sum(), wanted)]
+
+
+@pytest.mark.parametrize("actions", [(2, 7), (3, 2, 7)], ids=["one for each state", "three for each state"])
+def test_a_head_reads_state_and_action_in_two_parts(actions: tuple[int, ...]) -> None:
+    net = mlp(6, [16, 10], 5)
+    x = Joined(
+        th.randn(2, 7, 4, generator=generator(), requires_grad=True),
+        th.randn(*actions, 2, generator=generator(1), requires_grad=True),
+    )
+    assert x.together().shape == (*actions, 6)
+    found, expected = (gradients(y, *x, *net.parameters()) for y in (of_parts(net, x), net(x.together())))
+    assert found[0].shape == (*actions, 5)
+    th.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_members_read_state_and_action_in_two_parts(in_turn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_mbdpo.ensemble.TURNS_FROM", 1 if in_turn else 10**9)
+    net = ensemble()
+    x = Joined(th.randn(2, 7, 4, generator=generator()), th.randn(2, 7, 2, generator=generator(1), requires_grad=True))
+    first, second = (net.select(th.tensor([3, 1])) for _ in range(2))
+    found, expected = (gradients(y, x.action, *net.parameters()) for y in (of_parts(first, x), second(x.together())))
+    assert found[0].shape == (2, 2, 7, 3)
+    th.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_who_knows_one_tensor_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions of others, hooks, and mixed precision, where a sum of two products would be rounded twice."""
+    net, x = mlp(6, [16], 5), Joined(th.randn(3, 4), th.randn(3, 2))
+    whole = x.together()
+    assert th.equal(of_parts(lambda y: y, x), whole)
+    seen: list[object] = []
+    forward = type(net).forward
+    monkeypatch.setattr(type(net), "forward", lambda self, y: seen.append(y) or forward(self, y))
+    of_parts(net, x)
+    assert isinstance(seen.pop(), Joined)
+    with th.autocast("cpu", th.bfloat16):
+        of_parts(net, x)
+    with net.register_forward_hook(lambda module, args, out: None):
+        of_parts(net, x)
+    with net.register_forward_pre_hook(lambda module, args: None):
+        of_parts(net, x)
+    assert len(seen) == 3 and all(isinstance(y, th.Tensor) and th.equal(y, whole) for y in seen)
+
+
+# --- members in turn --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("activation_fn", [Mish, nn.SiLU])
+def test_members_in_turn_compute_the_same(
+    recompute: bool, dropout: float, activation_fn: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = ensemble(dropout, activation_fn)
+    net.recompute = recompute
+    x = th.randn(2, 7, 6, generator=generator(), requires_grad=True)
+    dropped = net.draw_dropout(14, generator())
+    assert (dropped is None) == (dropout == 0)
+    expected = gradients(net(x, dropped), x, *net.parameters())
+    products: list[int] = []
+    one = ensemble_module.one_linear
+    monkeypatch.setattr(ensemble_module, "TURNS_FROM", 14 * net.first_width)
+    monkeypatch.setattr(ensemble_module, "one_linear", lambda *args: products.append(1) or one(*args))
+    th.testing.assert_close(gradients(net(x, dropped), x, *net.parameters()), expected, rtol=1e-4, atol=1e-5)
+    assert len(products) == (20 if recompute else 12), "each hidden layer once more in the backward pass"
+    products.clear()
+    net(x[:, :6])
+    assert not products, "fewer rows are computed side by side"
+
+
+def test_hooks_of_activations_see_what_is_activated() -> None:
+    """Without them, the norm before Mish changes the sign: the same numbers."""
+    net, x = mlp(6, [16], 5), th.randn(3, 6, generator=generator())
+    plain, seen = gradients(net(x), *net.parameters()), []
+    layer = net[0]
+    layer.activation.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
+    th.testing.assert_close(gradients(net(x), *net.parameters()), plain, rtol=0, atol=0)
+    ((read, out),) = seen
+    expected = F.layer_norm(F.linear(x, layer.linear.weight, layer.linear.bias), (16,))
+    th.testing.assert_close(read, expected)
+    th.testing.assert_close(out, F.mish(expected))

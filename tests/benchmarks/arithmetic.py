@@ -3,7 +3,7 @@
 from torch import nn
 
 from sb3_mbdpo import MBDPO
-from sb3_mbdpo.layers import EnsembleMLP
+from sb3_mbdpo.ensemble import EnsembleMLP
 from sb3_mbdpo.policies import MBDPOPolicy
 
 
