@@ -14,6 +14,7 @@ from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
 from sb3_mbdpo.building import policy_arguments
 from sb3_mbdpo.env_facts import episode_length_of
 from sb3_mbdpo.hardware import resolve_dtype
+from sb3_mbdpo.policies import MBDPOPolicy
 from sb3_mbdpo.presets import discount_for, learning_starts_for, resolve_preset
 from sb3_mbdpo.search_config import check_act_mode
 from sb3_mbdpo.task_checks import check_task_spaces
@@ -103,7 +104,7 @@ def _check_numbers(model: MBDPO) -> None:
     """Check what was given; what is still None is decided by rule."""
     for name, least in COUNTS:
         value = getattr(model, name)
-        if value is not None and (not isinstance(value, numbers.Integral) or value < least):
+        if value is not None and (not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
     for name, low, high in RANGES:
         value = getattr(model, name)
@@ -141,6 +142,11 @@ def check_arguments(model: MBDPO) -> None:
     :param model: Algorithm whose defaults are filled in
     :raises ValueError: naming the argument and what to do instead
     """
+    if not (isinstance(model.policy_class, type) and issubclass(model.policy_class, MBDPOPolicy)):
+        raise ValueError(
+            f"The policy must be an MBDPOPolicy (MlpPolicy, CnnPolicy, MultiInputPolicy or derived from them), got "
+            f"{model.policy_class!r}. A file with another policy holds the model of another algorithm."
+        )
     check_act_mode(model.act_mode, model.score_coef > 0)
     if model.bootstrap not in BOOTSTRAPS:
         raise ValueError(f'bootstrap must be "prior" or "score", got {model.bootstrap!r}.')
@@ -174,6 +180,8 @@ def check_arguments(model: MBDPO) -> None:
     if model.n_steps != 1:
         raise ValueError(f"n_steps must be 1, got {model.n_steps}: use `horizon` for longer lookahead.")
     buffer_class = model.replay_buffer_class
+    if buffer_class is not None and not isinstance(buffer_class, type):
+        raise ValueError(f"replay_buffer_class must be a class, got {buffer_class!r}: the buffer is made of it.")
     if buffer_class is not None and not issubclass(buffer_class, (SequenceReplayBuffer, DictSequenceReplayBuffer)):
         raise ValueError(
             f"replay_buffer_class must sample sequences, {buffer_class.__name__} does not (nor do hindsight "

@@ -4,7 +4,10 @@ Workers of a ``SubprocVecEnv`` send what they are asked for: a spec that cannot 
 point, say) would end them. They are asked for plain values alone, and for their name, which holds the id.
 """
 
+import math
+import numbers
 import re
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +17,8 @@ from sb3_mbdpo.wrappers import ActionRepeat
 
 # Wrappers and environments print as <Wrapper<Environment<id>>>
 PRINTED_ID = re.compile(r"<([^<>\s]+)>+\Z")
+# How vector environments of others say that they do not answer a question; a worker that died says something else
+UNANSWERED = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 VERSIONED = re.compile(r"-v\d+\Z")
 
 
@@ -27,8 +32,15 @@ def describe_env(env: VecEnv | None) -> dict[str, Any] | None:
     env_id = _printed_id(env) if _is_elsewhere(env) else getattr(spec_of(env), "id", None)
     if env_id is None:
         return None
-    repeat = env.get_attr("action_repeat", 0)[0] if env.env_is_wrapped(ActionRepeat, 0)[0] else 1
-    return {"id": str(env_id), "action_repeat": int(repeat)}
+    return {"id": str(env_id), "action_repeat": _action_repeat(env)}
+
+
+def _action_repeat(env: VecEnv) -> int:
+    with suppress(*UNANSWERED):
+        # Lists of indices: some kinds take no number
+        if env.env_is_wrapped(ActionRepeat, indices=[0])[0]:
+            return int(env.get_attr("action_repeat", [0])[0])
+    return 1
 
 
 def episode_length_of(env: VecEnv) -> int | None:
@@ -36,13 +48,15 @@ def episode_length_of(env: VecEnv) -> int | None:
     Time limit of the first environment, from its ``TimeLimit`` wrapper or else its spec.
 
     :param env: Vector environment
-    :return: Environment steps, or None when the environment does not say
+    :return: Environment steps, or None when the environment does not say, or has no limit
     """
     limit = next(iter(attributes_of(env, "_max_episode_steps")), None)
     if limit is None:
         spec = gym.registry.get(_printed_id(env) or "") if _is_elsewhere(env) else spec_of(env)
         limit = getattr(spec, "max_episode_steps", None)
-    return None if limit is None else int(limit)
+    if not isinstance(limit, numbers.Real) or not math.isfinite(limit) or limit < 1:
+        return None
+    return int(limit)
 
 
 def _is_elsewhere(env: VecEnv) -> bool:
@@ -59,7 +73,10 @@ def spec_of(env: VecEnv) -> Any:
 
 def _printed_id(env: VecEnv) -> str | None:
     """Id in the name of the first environment; in this process it may not be registered."""
-    found = PRINTED_ID.search(str(env.env_method("__str__", indices=0)[0]))
+    name = ""
+    with suppress(*UNANSWERED):
+        name = str(env.env_method("__str__", indices=[0])[0])
+    found = PRINTED_ID.search(name)
     return found[1] if found and (found[1] in gym.registry or VERSIONED.search(found[1])) else None
 
 
@@ -69,7 +86,6 @@ def attributes_of(env: VecEnv, name: str) -> list[Any]:
     :param name: Name of an attribute
     :return: Its value in each environment; empty where they do not all have it, or their kind answers no such questions
     """
-    try:
+    with suppress(*UNANSWERED):
         return list(env.get_attr(name)) if env.has_attr(name) else []
-    except (AttributeError, NotImplementedError):
-        return []
+    return []

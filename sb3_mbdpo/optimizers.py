@@ -35,6 +35,8 @@ def build_optimizers(
     :return: The optimizers
     """
     kwargs = dict(optimizer_kwargs)
+    if "lr" in kwargs:
+        raise ValueError("optimizer_kwargs holds lr: pass learning_rate to MBDPO.")
     known = inspect.signature(optimizer_class).parameters
     if "fused" in known and not kwargs.keys() & {"foreach", "differentiable"}:
         # One kernel for all parameters: several times faster on a CPU for small networks

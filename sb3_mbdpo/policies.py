@@ -15,7 +15,7 @@ from sb3_mbdpo.cuda_graphs import CudaGraphs
 from sb3_mbdpo.encoders import DictEncoder, Encoder, Features, FeaturesEncoder, PixelEncoder, StateEncoder, random_shift
 from sb3_mbdpo.hardware import keep_freed_memory, resolve_dtype
 from sb3_mbdpo.optimizers import build_optimizers
-from sb3_mbdpo.presets import resolve_model_size
+from sb3_mbdpo.presets import resolve_model_size, widths_of
 from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.search_config import SearchConfig, check_act_mode, warm_steps_of
@@ -180,13 +180,13 @@ class MBDPOPolicy(ActingPolicy):
         sizes = resolve_model_size(model_size)
         sizes |= {name: value for name in SIZE_ARGUMENTS if (value := self._init_arguments[name]) is not None}
         activation_fn = activation_fn or sizes["activation_fn"]
+        if not callable(activation_fn):
+            raise ValueError(f"activation_fn must be a class of modules, such as torch.nn.SiLU, got {activation_fn!r}.")
         if any(True for _ in activation_fn().parameters()):
             raise ValueError(
                 f"activation_fn must have no parameters (heads share it), {activation_fn.__name__} has some."
             )
-        arch = net_arch if isinstance(net_arch, dict) else {} if net_arch is None else {"heads": net_arch}
-        if arch.keys() - {"encoder", "heads"}:
-            raise ValueError(f'net_arch must be a list of widths, or a dict of "encoder" and "heads", got {net_arch}.')
+        arch = widths_of(net_arch)
         reads_images = self.image_encoder and not isinstance(observation_space, spaces.Dict)
         if "encoder" in arch and reads_images and features_extractor_class is None:
             raise ValueError('net_arch has widths of an "encoder", images are read by convolutions: use num_channels.')

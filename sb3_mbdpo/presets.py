@@ -1,5 +1,7 @@
 """Model sizes, presets, and the rules that set discount and warm-up from the episode length."""
 
+import numbers
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -220,6 +222,25 @@ def resolve_model_size(model_size: float) -> dict[str, Any]:
             "for widths in between pass policy_kwargs=dict(latent_dim=..., mlp_dim=..., enc_dim=...)."
         )
     return asdict(MODEL_SIZES[model_size])
+
+
+def widths_of(net_arch: Any) -> dict[str, Sequence[int]]:
+    """
+    >>> widths_of([64, 64]), widths_of(None)
+    ({'heads': [64, 64]}, {})
+
+    :param net_arch: Widths of the heads' hidden layers, or a dict of those of "encoder" and "heads"; None for neither
+    :return: Such a dict
+    :raises ValueError: if it is anything else
+    """
+    arch = net_arch if isinstance(net_arch, dict) else {} if net_arch is None else {"heads": net_arch}
+    lists = all(isinstance(widths, (list, tuple)) for widths in arch.values())
+    if arch.keys() - {"encoder", "heads"} or not lists:
+        raise ValueError(f'net_arch must be a list of widths, or a dict of "encoder" and "heads", got {net_arch!r}.')
+    for width in (width for widths in arch.values() for width in widths):
+        if isinstance(width, bool) or not isinstance(width, numbers.Integral) or width < 1:
+            raise ValueError(f"net_arch must hold whole numbers of at least 1, got {width!r}.")
+    return arch
 
 
 def discount_for(episode_length: int | None) -> float:

@@ -1,8 +1,10 @@
 """Budget of a diffusion search, and the ways to act that a policy has."""
 
+import numbers
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch as th
 
 from sb3_mbdpo.schedule import NoiseSchedule
@@ -83,7 +85,9 @@ class SearchConfig:
                 f"got {self.n_prior_trajectories}."
             )
         steps = self.schedule.denoising_steps - 1
-        if self.warm_steps is not None and not (isinstance(self.warm_steps, int) and 1 <= self.warm_steps <= steps):
+        warm = self.warm_steps
+        whole = isinstance(warm, numbers.Integral) and not isinstance(warm, bool)
+        if warm is not None and not (whole and 1 <= warm <= steps):
             raise ValueError(
                 f"warm_denoising_steps must be a whole number between 1 and denoising_steps - 1 ({steps}), "
                 f"or a share between 0 and 1, got {self.warm_steps!r}."
@@ -108,9 +112,9 @@ def warm_steps_of(given: int | float | None, denoising_steps: int) -> int | None
     >>> warm_steps_of(0.5, 5), warm_steps_of(0.5, 20), warm_steps_of(0.5, 2), warm_steps_of(3, 5)
     (2, 10, 1, 3)
     """
-    if isinstance(given, float) and 0 < given < 1:
-        return max(round(given * (denoising_steps - 1)), 1)
-    return cast(int | None, given)
+    if isinstance(given, numbers.Real) and 0 < given < 1:
+        return max(round(float(given) * (denoising_steps - 1)), 1)
+    return int(given) if isinstance(given, np.integer) else cast(int | None, given)
 
 
 def with_samples(config: SearchConfig, n_samples: int) -> SearchConfig:

@@ -54,6 +54,14 @@ class TwoHot(nn.Module):
         lower = position.floor().clamp(max=self.num_bins - 2).nan_to_num(0.0)
         return lower.long(), position - lower
 
+    def beyond(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: Scalars of any shape
+        :return: Share of them that lie beyond the bins, where all are the same
+        """
+        squashed = symlog(x)
+        return ((squashed < self.vmin) | (squashed > self.vmax)).float().mean()
+
     def encode(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: [..., 1] scalars

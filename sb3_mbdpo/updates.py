@@ -192,6 +192,7 @@ class Learner:
             # Before the step, with the critics that the target belongs to
             error = cross_td_error(self.model, z, batch, noise.target_critics, discount)
             metrics["train/cross_td_error"] = error
+            metrics["train/clipped_targets"] = self.model.two_hot.beyond(th.cat([batch.rewards, target]))
         return loss, z, metrics
 
     @th.no_grad()

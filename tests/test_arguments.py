@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_mbdpo import MBDPO
@@ -23,7 +24,7 @@ def test_without_an_environment() -> None:
 
 @pytest.mark.parametrize(("name", "least"), COUNTS)
 def test_counts_are_whole_numbers_from_a_least_one_on(name: str, least: int) -> None:
-    for value in (least - 1, least + 0.5, "3", math.nan):
+    for value in (least - 1, least + 0.5, "3", math.nan, True):
         with pytest.raises(ValueError, match=f"{name} must be a whole number of at least {least}"):
             make(**{name: value})
 
@@ -274,3 +275,37 @@ def test_a_model_pickled_before_arguments_were_followed() -> None:
     model.tau = 0.5
     model.predict(OBSERVATION)
     assert model.learner.tau == 0.5
+
+
+@pytest.mark.parametrize(
+    ("policy_kwargs", "match"),
+    [
+        ({"net_arch": "medium"}, "net_arch must be a list of widths"),
+        ({"net_arch": 64}, "net_arch must be a list of widths"),
+        ({"net_arch": {"heads": 64}}, "net_arch must be a list of widths"),
+        ({"net_arch": [64, "a"]}, "net_arch must hold whole numbers of at least 1, got 'a'"),
+        ({"net_arch": [0]}, "net_arch must hold whole numbers of at least 1, got 0"),
+        ({"activation_fn": "relu"}, "activation_fn must be a class of modules, such as torch.nn.SiLU, got 'relu'"),
+        ({"optimizer_kwargs": {"lr": 1e-3}}, "optimizer_kwargs holds lr: pass learning_rate to MBDPO"),
+    ],
+)
+def test_what_a_policy_cannot_be_built_of(policy_kwargs: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        make(policy_kwargs=policy_kwargs)
+
+
+def test_a_buffer_is_no_buffer_class() -> None:
+    buffer = make().replay_buffer
+    with pytest.raises(ValueError, match="replay_buffer_class must be a class, got <"):
+        make(replay_buffer_class=buffer)
+
+
+def test_the_model_of_another_algorithm(tmp_path: Path) -> None:
+    SAC("MlpPolicy", ToyEnv(), buffer_size=10).save(tmp_path / "sac")
+    with pytest.raises(ValueError, match="A file with another policy holds the model of another algorithm"):
+        MBDPO.load(tmp_path / "sac")
+
+
+@pytest.mark.parametrize("number", [np.int64(1), np.float32(0.5)])
+def test_numbers_of_numpy_shorten_a_warm_search(number: Any) -> None:
+    assert make(warm_denoising_steps=number).policy.search_config.warm_steps == 1

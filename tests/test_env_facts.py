@@ -95,3 +95,50 @@ def test_an_environment_that_answers_no_questions_is_one_of_unknown_length() -> 
     model = make(Silent([lambda: TimeLimit(ToyEnv(), 10)]))
     assert model.gamma == 0.99
     model.learn(12)
+
+
+class NotImplementing(DummyVecEnv):
+    """Answers no question about wrappers, and says so in its own way."""
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        raise NotImplementedError
+
+
+class OfLists(DummyVecEnv):
+    """Takes lists of indices only."""
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        return [False] * (self.num_envs if indices is None else len(indices))
+
+
+class WithoutIndices(DummyVecEnv):
+    def env_is_wrapped(self, wrapper_class: Any) -> list[bool]:  # type: ignore[override]
+        return [False] * self.num_envs
+
+
+class OfKeys(DummyVecEnv):
+    """Raises another error for attributes that it has not."""
+
+    def has_attr(self, attr_name: str) -> bool:
+        return True
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        if attr_name not in ("spec", "render_mode"):
+            raise KeyError(attr_name)
+        return super().get_attr(attr_name, indices)
+
+
+@pytest.mark.parametrize("kind", [NotImplementing, OfLists, WithoutIndices, OfKeys])
+def test_vector_environments_that_answer_in_their_own_way(kind: type[Any]) -> None:
+    env = kind([lambda: gym.make("Pendulum-v1")])
+    assert describe_env(env) == {"id": "Pendulum-v1", "action_repeat": 1}
+    MBDPO("MlpPolicy", env, preset="debug", learning_starts=4, warmup_updates=0, batch_size=4).learn(8)
+
+
+@pytest.mark.parametrize("limit", [float("inf"), float("nan"), 0, -1, None, "200"])
+def test_what_is_no_time_limit(limit: Any) -> None:
+    toy = ToyEnv()
+    toy._max_episode_steps = limit  # type: ignore[attr-defined]
+    env = DummyVecEnv([lambda: toy])
+    assert episode_length_of(env) is None
+    assert make(env, gamma=None).gamma == 0.99

@@ -214,6 +214,7 @@ def test_logs() -> None:
     wanted = {f"train/{name}_loss" for name in (*LOSSES, "termination")}
     wanted |= {"train/n_updates", "train/learning_rate", "train/grad_norm", "train/prior_grad_norm"}
     wanted |= {"train/score_grad_norm", "train/cross_td_error", "search/action_drift", "search/value"}
+    wanted |= {"train/clipped_targets"}
     wanted |= {"search/value_std", "rollout/ep_rew_mean", "rollout/ep_len_mean", "time/fps", "time/total_timesteps"}
     assert wanted <= logged.keys()
     assert all(math.isfinite(value) for value in logged.values())

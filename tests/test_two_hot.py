@@ -66,3 +66,10 @@ def test_bins_are_no_part_of_the_state() -> None:
 def test_wrong_ranges_are_refused(arguments: tuple[int, float, float]) -> None:
     with pytest.raises(ValueError, match="num_bins"):
         TwoHot(*arguments)
+
+
+def test_share_of_scalars_beyond_the_bins() -> None:
+    regression = TwoHot(vmin=-3.0, vmax=3.0)
+    inside, outside = symexp(th.tensor([-2.99, 0.0, 2.99])), symexp(th.tensor([-3.01, 3.01]))
+    assert regression.beyond(inside) == 0 and regression.beyond(outside) == 1
+    assert regression.beyond(th.cat([inside, outside])) == pytest.approx(0.4)
