@@ -8,7 +8,7 @@ import math
 import numbers
 import re
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
@@ -54,9 +54,8 @@ def episode_length_of(env: VecEnv) -> int | None:
     if limit is None:
         spec = gym.registry.get(_printed_id(env) or "") if _is_elsewhere(env) else spec_of(env)
         limit = getattr(spec, "max_episode_steps", None)
-    if not isinstance(limit, numbers.Real) or not math.isfinite(limit) or limit < 1:
-        return None
-    return int(limit)
+    finite = isinstance(limit, numbers.Real) and math.isfinite(limit)
+    return int(cast(float, limit)) if finite and cast(float, limit) >= 1 else None
 
 
 def _is_elsewhere(env: VecEnv) -> bool:

@@ -1,7 +1,6 @@
 """Model sizes, presets, and the rules that set discount and warm-up from the episode length."""
 
 import numbers
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -224,7 +223,7 @@ def resolve_model_size(model_size: float) -> dict[str, Any]:
     return asdict(MODEL_SIZES[model_size])
 
 
-def widths_of(net_arch: Any) -> dict[str, Sequence[int]]:
+def widths_of(net_arch: Any) -> dict[str, list[int]]:
     """
     >>> widths_of([64, 64]), widths_of(None)
     ({'heads': [64, 64]}, {})
@@ -240,7 +239,7 @@ def widths_of(net_arch: Any) -> dict[str, Sequence[int]]:
     for width in (width for widths in arch.values() for width in widths):
         if isinstance(width, bool) or not isinstance(width, numbers.Integral) or width < 1:
             raise ValueError(f"net_arch must hold whole numbers of at least 1, got {width!r}.")
-    return arch
+    return {name: list(widths) for name, widths in arch.items()}
 
 
 def discount_for(episode_length: int | None) -> float:
