@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -31,11 +32,21 @@ def test_entries_hold_what_they_should():
 
 
 def test_noise_of_an_entry_and_policies_reach_the_constructor():
-    entry, _ = environments.zoo_hyperparameters("mbdpo", "MountainCarContinuous-v0")
+    entry = {"noise_type": "ornstein-uhlenbeck", "noise_std": 0.5}
     noise = environments.resolve_kwargs(entry, n_actions=3)["action_noise"]
     assert noise().shape == (3,)
     assert environments.zoo_hyperparameters("mbdpo", "mbdpo/finger-spin-pixels-v0")[0]["policy"] == "CnnPolicy"
     assert "policy" not in environments.zoo_hyperparameters("mbdpo", "Pendulum-v1")[0]
+
+
+def test_actions_are_held_as_an_entry_says():
+    """For rivals too, whose own entries say nothing of it; a study's arguments are those of the constructor alone."""
+    env = environments.make("MountainCarContinuous-v0", seed=0)
+    assert env.get_wrapper_attr("action_repeat") == 8 and environments.held_for("Pendulum-v1") == 1
+    env.reset(seed=0)
+    _, reward, *_ = env.step(np.ones(1, np.float32))
+    assert reward == pytest.approx(-0.8)
+    assert "env_wrapper" not in environments.zoo_hyperparameters("mbdpo", "MountainCarContinuous-v0")[0]
 
 
 def write_study(folder: Path, returns: dict[int, list[float]]) -> None:

@@ -1,7 +1,8 @@
 """
 Environments of the learning studies, by name, and what rl-zoo has tuned for them.
 
-A name is either a Gymnasium id, used as registered (``Pendulum-v1``), or ``dmc:<domain>-<task>`` for a task of the
+A name is either a Gymnasium id, used as registered (``Pendulum-v1``) but for actions that are held where its entry in
+``zoo_configs/mbdpo.yml`` says so, for all algorithms alike, or ``dmc:<domain>-<task>`` for a task of the
 DeepMind Control Suite (``dmc:cartpole-swingup``): flat float32 observations, float32 actions in [-1, 1], every action
 applied twice, 500 decisions an episode that end by truncation.
 """
@@ -41,13 +42,37 @@ def make(task: str, seed: int | None = None) -> gym.Env:
     :param task: A Gymnasium id, or ``dmc:<domain>-<task>``
     :param seed: Seed of the initial states and of the action space's own sampling; None leaves both to chance.
         A later ``reset(seed=...)`` starts them anew.
-    :return: The environment. ``env.spec.max_episode_steps`` is its time limit, in decisions.
+    :return: The environment. ``env.spec.max_episode_steps`` is its time limit, in decisions; of one whose actions are
+        held, in its own steps
     """
-    env = _make_dmc(task.removeprefix(DMC_PREFIX), seed) if task.startswith(DMC_PREFIX) else gym.make(task)
+    if task.startswith(DMC_PREFIX):
+        env = _make_dmc(task.removeprefix(DMC_PREFIX), seed)
+    else:
+        env, repeat = gym.make(task), held_for(task)
+        env = ActionRepeat(env, repeat) if repeat > 1 else env
     if seed is not None:
         env.reset(seed=seed)
         env.action_space.seed(seed)
     return env
+
+
+def held_for(task: str) -> int:
+    """
+    >>> held_for("MountainCarContinuous-v0"), held_for("Pendulum-v1")
+    (8, 1)
+
+    :param task: A Gymnasium id
+    :return: Steps for which this project's entry holds each action, where that is all that it wraps
+    """
+    entry = yaml.safe_load((OWN_CONFIGS / "mbdpo.yml").read_text()).get(task, {})
+    return _repeat_of(entry.get("env_wrapper"))
+
+
+def _repeat_of(wrappers: Any) -> int:
+    match wrappers:
+        case [{"sb3_mbdpo.wrappers.ActionRepeat": {"repeat": int(repeat)}}]:
+            return repeat
+    return 1
 
 
 def _make_dmc(name: str, seed: int | None) -> gym.Env:
@@ -132,7 +157,7 @@ def zoo_hyperparameters(algo: str, task: str) -> tuple[dict[str, Any], str]:
     entry = {key: value for key, value in entries[same[0]].items() if key not in ("n_timesteps", "n_envs")}
     if entry.get("policy") == "MlpPolicy":
         del entry["policy"]
-    if task.startswith(DMC_PREFIX):
+    if task.startswith(DMC_PREFIX) or _repeat_of(entry.get("env_wrapper")) > 1:
         # What the entry's wrappers do, `make` has done
         entry.pop("env_wrapper", None)
     unsupported = sorted({"normalize", "env_wrapper", "frame_stack", "replay_buffer_class"} & set(entry))
