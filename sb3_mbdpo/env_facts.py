@@ -6,11 +6,13 @@ point, say) would end them. They are asked for plain values alone, and for their
 
 import math
 import numbers
+import dataclasses
 import re
 from contextlib import suppress
 from typing import Any, cast
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_mbdpo.wrappers import ActionRepeat
@@ -20,6 +22,9 @@ PRINTED_ID = re.compile(r"<([^<>\s]+)>+\Z")
 # How vector environments of others say that they do not answer a question; a worker that died says something else
 UNANSWERED = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 VERSIONED = re.compile(r"-v\d+\Z")
+MONITOR = "stable_baselines3.common.monitor:Monitor"
+# What comes of a spec that does not make its environment again
+NOT_MADE = (gym.error.Error, ImportError, ValueError, TypeError, AttributeError, RuntimeError)
 
 
 def describe_env(env: VecEnv | None) -> dict[str, Any] | None:
@@ -68,6 +73,27 @@ def spec_of(env: VecEnv) -> Any:
     :return: Spec of its first environment, None where there is none
     """
     return next(iter(attributes_of(env, "spec")), None)
+
+
+def without_monitor(spec: EnvSpec) -> EnvSpec:
+    """
+    :param spec: Spec of an environment
+    :return: The same without Monitor, which changes nothing and which no spec can make again
+    """
+    wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.entry_point != MONITOR)
+    return dataclasses.replace(spec, additional_wrappers=wrappers)
+
+
+def make_again(spec: EnvSpec) -> gym.Env:
+    """
+    :param spec: Spec of an environment
+    :return: Another like it, without Monitor
+    :raises ValueError: if the spec alone does not make one, say for a wrapper that does not keep its arguments
+    """
+    try:
+        return gym.make(without_monitor(spec))
+    except NOT_MADE as error:
+        raise ValueError(f"{spec.id} cannot be made again by its spec ({str(error).rstrip('.')})") from error
 
 
 def _printed_id(env: VecEnv) -> str | None:

@@ -1,6 +1,5 @@
 """What an agent collected, or fresh episodes by it, as a Minari data set: nothing in it is normalised or scaled."""
 
-import dataclasses
 import json
 import numbers
 import re
@@ -18,7 +17,7 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_mbdpo.env_facts import spec_of
+from sb3_mbdpo.env_facts import NOT_MADE, spec_of, without_monitor
 from sb3_mbdpo.minari_episodes import Actor, Episode, buffer_episodes, mean_return, play, random_actor
 from sb3_mbdpo.minari_sources import check_same_spaces, import_minari, minari_root
 from sb3_mbdpo.minari_tasks import TaskUnits, task_units
@@ -32,7 +31,6 @@ SOURCES = ("replay_buffer", "agent")
 DATASET_ID = re.compile(r"([-\w]{2,}/)*[-\w]+-v\d+")
 # What HDF5 takes for a path, for the group itself, or for the end of a name
 NO_HDF5_NAME = re.compile(r"\.?|.*[/\0].*", re.DOTALL)
-MONITOR = "stable_baselines3.common.monitor:Monitor"
 
 
 def export_minari(
@@ -243,16 +241,15 @@ def _spec(
     spec = units.spec if units is not None else spec_of(env)
     if spec is None:
         return None
-    wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.entry_point != MONITOR)
-    spec = dataclasses.replace(spec, additional_wrappers=wrappers)
+    spec = without_monitor(spec)
     try:
         spec.to_json()
         made = gym.make(spec) if units is not None else model._wrap_env(gym.make(spec))
         made.close()
         check_same_spaces((made.observation_space, cast(spaces.Box, made.action_space)), *pair)
-    except (gym.error.Error, ImportError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except NOT_MADE as error:
         warnings.warn(
             f"The data set will not name its environment, which its spec alone does not make ({error}).", stacklevel=4
         )
         return None
-    return cast(EnvSpec, spec)
+    return spec

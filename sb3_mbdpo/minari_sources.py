@@ -13,13 +13,14 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import VecTransposeImage
 
 from sb3_mbdpo.arguments import check_spaces
+from sb3_mbdpo.env_facts import MONITOR
 from sb3_mbdpo.shard_format import DESCRIPTION, TaskData
 
 if TYPE_CHECKING:
     from minari import MinariDataset
 
 # Wrappers that change nothing, or that environments made from ids for several tasks get too
-HARMLESS_WRAPPERS = ("stable_baselines3.common.monitor:Monitor", "FlattenObservation")
+HARMLESS_WRAPPERS = (MONITOR, "FlattenObservation")
 MinariSource: TypeAlias = "str | MinariDataset"
 # A data set, several of them (those of one environment are of one task), or data sets by the names of their tasks
 Dataset: TypeAlias = "MinariSource | Sequence[MinariSource] | Mapping[str, MinariSource | Sequence[MinariSource]]"

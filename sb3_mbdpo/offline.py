@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_nor
 
 from sb3_mbdpo.buffers import SequenceSamples
 from sb3_mbdpo.distributed_learning import StepsBar, callbacks_of
-from sb3_mbdpo.env_facts import spec_of
+from sb3_mbdpo.env_facts import make_again, spec_of
 from sb3_mbdpo.metrics import RunningMeans
 from sb3_mbdpo.minari_data import convert_tasks
 from sb3_mbdpo.minari_sources import Dataset, check_same_spaces, common_spaces, open_tasks, task_data
@@ -251,7 +251,10 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         spec = None if self.env is None else spec_of(self.env)
         if spec is None:
             raise ValueError("eval_env=True needs a model whose environment has an id: pass the one to evaluate in.")
-        return gym.make(spec)
+        try:
+            return make_again(spec)
+        except ValueError as error:
+            raise ValueError(f"{error}: pass the environment to evaluate in as eval_env.") from error
 
     def _open_data(self, dataset: OfflineData, shards_dir: str | Path | None) -> ShardedDataset:
         """The data as shards of this model's horizon and device; what can be is checked before a long conversion."""

@@ -1,17 +1,20 @@
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbdpo import MBDPO, ShardedDataset, WeightAveraging, convert_minari
 from sb3_mbdpo.normalization import take_statistics
 from tests.fakes import UNEVEN, VECTOR, ToyEnv, flat_parameters, toy_envs
 from tests.recordings import record
-from tests.test_offline import DEBUG, logged
+from tests.test_offline import DEBUG, logged, record_pendulum
 
 pytestmark = pytest.mark.usefixtures("minari_cache")
 
@@ -117,6 +120,38 @@ def test_what_was_evaluated_in_is_reset_before_learning_goes_on() -> None:
     model = MBDPO.from_minari("test/toy-v0", toy_envs(1, action_space=UNEVEN), **DEBUG).learn(12)
     model.learn_offline("test/toy-v0", 2, eval_env=model.get_env(), n_eval_episodes=1)
     assert model._last_obs is None
+
+
+@pytest.mark.parametrize(
+    "env",
+    ["Pendulum-v1", gym.make, lambda name: Monitor(gym.make(name)), lambda name: make_vec_env(name, 2)],
+    ids=["id", "environment", "monitored", "vector"],
+)
+def test_an_environment_like_the_models_own_is_made_without_its_monitor(env: Any) -> None:
+    record_pendulum()
+    model = MBDPO("MlpPolicy", env if isinstance(env, str) else env("Pendulum-v1"), **DEBUG)
+    rows = logged(model)
+    model.learn_offline("test/pendulum-v0", 1, eval_env=True, n_eval_episodes=1)
+    assert rows[-1]["eval/mean_ep_length"] == 200
+
+
+class Scaled(gym.RewardWrapper):
+    """A wrapper that does not tell its spec what it was made with."""
+
+    def __init__(self, env: gym.Env, scale: float):
+        super().__init__(env)
+        self.scale = scale
+
+    def reward(self, reward: Any) -> float:
+        return self.scale * float(reward)
+
+
+def test_an_environment_that_its_spec_does_not_make_has_to_be_passed() -> None:
+    record_pendulum()
+    model = MBDPO("MlpPolicy", Scaled(gym.make("Pendulum-v1"), 0.1), **DEBUG)
+    with pytest.raises(ValueError, match=r"Pendulum-v1 cannot be made again .*Scaled.*: pass the env"):
+        model.learn_offline("test/pendulum-v0", 1, eval_env=True)
+    assert model.num_timesteps == 0
 
 
 # --- building from data --------------------------------------------------------------------------------------------
