@@ -32,6 +32,7 @@ from sb3_mbdpo.adaptation import (
 )
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
 from sb3_mbdpo.building import make_learner
+from sb3_mbdpo.env_facts import make_again
 from sb3_mbdpo.multitask_env import EnvSource, MultiTaskEnv, check_task_env, describe_task, make_env, task_set_of
 from sb3_mbdpo.resuming import ResumableAlgorithm
 from sb3_mbdpo.task_replay import MultiTaskReplayBuffer
@@ -298,6 +299,7 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         extended = self._with_new_statistics(extended, name, source, inner, episodes, n_episodes)
         # Refuses a number of environments that it has no room for
         buffer = self._new_buffer(n_envs, extended.observation_space)
+        again = maker_of(env)
         # Nothing has changed so far, and nothing can fail from here on
         index = None if source is None else tasks.index(source)
         extend_embedding(self.policy.world_model, extended[name].action_dim, index, self.policy.generator)
@@ -314,10 +316,8 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         self.set_env(vector)
         if self.seed is not None:
             vector.seed(self.seed)
-        if callable(env):
-            self._task_sources[name] = env
-        elif isinstance(env, gym.Env) and env.spec is not None:
-            self._task_sources[name] = partial(gym.make, env.spec)
+        if again is not None:
+            self._task_sources[name] = again
         return AddedTask(extended[name], len(tasks), source, errors)
 
     def set_trainable(self, parts: Sequence[str] | None) -> None:
@@ -365,3 +365,19 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         found = task_errors(self.policy, windows, len(tasks), self.consistency_coef, self.reward_coef)
         errors = dict(zip(tasks.names, found, strict=True))
         return min(errors, key=lambda task: errors[task].total), errors
+
+
+def maker_of(env: EnvSource) -> Callable[[], gym.Env] | None:
+    """
+    :param env: An environment, its id, or a function that makes one
+    :return: A function that makes one like it; None for an id, which needs none, and where nothing makes another
+    """
+    if callable(env):
+        return env
+    if isinstance(env, str) or env.spec is None:
+        return None
+    try:
+        make_again(env.spec).close()
+    except ValueError:
+        return None
+    return partial(make_again, env.spec)

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 
 from sb3_mbdpo import MBDPO, make_multitask_env
@@ -149,6 +150,27 @@ def test_a_task_of_a_given_environment_is_evaluated_in_another_like_it(tmp_path:
     model.save(tmp_path / "model")
     with pytest.raises(ValueError, match="no environment for"):
         MBDPO.load(tmp_path / "model", device="cpu").evaluate_tasks(1, names=["light"])
+
+
+class Scaled(gym.RewardWrapper):
+    """A wrapper that does not tell its spec what it was made with."""
+
+    def __init__(self, env: gym.Env, scale: float):
+        super().__init__(env)
+        self.scale = scale
+
+    def reward(self, reward: Any) -> float:
+        return self.scale * float(reward)
+
+
+def test_a_given_environment_is_made_again_without_its_monitor_or_not_at_all() -> None:
+    model = leaning_model()
+    light = gym.make("Pendulum-v1", g=7.0, max_episode_steps=5)
+    model.add_task(Monitor(light), name="light", like="up", learning_starts=4)
+    assert model.evaluate_tasks(1, names=["light"])[0].lengths == (5,)
+    model.add_task(Scaled(gym.make("Pendulum-v1", max_episode_steps=5), 0.1), name="scaled", like="up")
+    with pytest.raises(ValueError, match=r"There is no environment for \['scaled'\]: pass envs="):
+        model.evaluate_tasks(1, names=["scaled"])
 
 
 def test_action_noise_follows_the_number_of_environments() -> None:
