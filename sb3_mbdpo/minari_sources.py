@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec, parse_env_id
+from gymnasium.envs.registration import EnvSpec, WrapperSpec, parse_env_id
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecTransposeImage
 
@@ -103,7 +103,7 @@ def _by_environment(datasets: "list[MinariDataset]") -> "dict[str, list[MinariDa
 def _same_environment(first: EnvSpec | None, second: EnvSpec | None) -> bool:
     if first is None or second is None:
         return first is second
-    return first.to_json() == second.to_json()
+    return first.id == second.id and _settings(first) == _settings(second) and _wrappers(first) == _wrappers(second)
 
 
 def _data_task(name: str | None, datasets: "list[MinariDataset]") -> DataTask:
@@ -278,19 +278,24 @@ def plain_id(spec: EnvSpec | None) -> str | None:
     :return: The id that makes the same environment, None if it alone does not
     """
     known = None if spec is None else gym.registry.get(spec.id)
-    if spec is None or known is None:
+    if spec is None or known is None or _wrappers(spec):
         return None
-    if any(
-        wrapper.name not in HARMLESS_WRAPPERS and wrapper.entry_point not in HARMLESS_WRAPPERS
+    return spec.id if _settings(spec) == _settings(known) else None
+
+
+def _settings(spec: EnvSpec) -> tuple[Any, ...]:
+    """What makes an environment another one; how it is drawn and checked does not."""
+    kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
+    return spec.entry_point, spec.max_episode_steps, kwargs
+
+
+def _wrappers(spec: EnvSpec) -> list[WrapperSpec]:
+    """Wrappers that make an environment another one."""
+    return [
+        wrapper
         for wrapper in spec.additional_wrappers
-    ):
-        return None
-
-    def settings(of: EnvSpec) -> tuple[Any, ...]:
-        kwargs = {name: value for name, value in of.kwargs.items() if name != "render_mode"}
-        return of.entry_point, of.max_episode_steps, kwargs
-
-    return spec.id if settings(spec) == settings(known) else None
+        if wrapper.name not in HARMLESS_WRAPPERS and wrapper.entry_point not in HARMLESS_WRAPPERS
+    ]
 
 
 def episode_limit(tasks: list[DataTask]) -> int:

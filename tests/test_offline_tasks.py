@@ -13,14 +13,15 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 
 from sb3_mbdpo import MBDPO, MultiTaskEnv, Task, TaskSet, convert_chunks, convert_minari, make_multitask_env
+from sb3_mbdpo.minari_sources import open_tasks
 from sb3_mbdpo.offline_tasks import TaskWindows
 from sb3_mbdpo.presets import discount_for
 from sb3_mbdpo.shard_format import TaskData
 from sb3_mbdpo.shard_writer import ShardWriter
 from sb3_mbdpo.shards import ShardedDataset
 from tests.fakes import Leaning, ToyEnv, flat_parameters
-from tests.recordings import minari, record
-from tests.test_offline import DEBUG, logged
+from tests.recordings import minari, record, recorded
+from tests.test_offline import DEBUG, PENDULUM, TORQUE, logged
 
 pytestmark = pytest.mark.usefixtures("minari_cache")
 CHUNK = Path(__file__).parent / "data" / "chunks" / "chunk_mt30.pt"
@@ -113,6 +114,30 @@ def test_names_and_environments_by_name() -> None:
     assert one is not None and one.names == ("only",)
     with pytest.raises(ValueError, match="did you mean"):
         MBDPO.from_minari(given, {"secnod": UP}, **DEBUG)
+
+
+def test_how_an_environment_is_drawn_and_checked_makes_no_other_task() -> None:
+    def pendulum(**settings: Any) -> gym.Env:
+        return gym.make("Pendulum-v1", **settings)
+
+    same = {
+        "plain": pendulum(),
+        "drawn": pendulum(render_mode="rgb_array", disable_env_checker=True),
+        "watched": Monitor(pendulum()),
+    }
+    others = {
+        "clipped": gym.wrappers.ClipReward(pendulum(), 0.0),
+        "mild": gym.wrappers.ClipReward(pendulum(), -1.0),
+        "light": pendulum(g=7.0),
+        "short": pendulum(max_episode_steps=5),
+    }
+    episodes = recorded((5,), PENDULUM, TORQUE)
+    for name, env in (same | others).items():
+        record(f"test/{name}-v0", episodes, PENDULUM, TORQUE, env=env)
+    assert MBDPO.from_minari([f"test/{name}-v0" for name in same], **DEBUG).tasks is None
+    for first, second in (*(("plain", name) for name in others), ("mild", "clipped")):
+        with pytest.raises(ValueError, match="same name that are not the same: say"):
+            open_tasks([f"test/{first}-v0", f"test/{second}-v0"])
 
 
 def test_ids_that_do_not_make_the_recorded_environment_are_left_out(two_tasks: list[str]) -> None:
