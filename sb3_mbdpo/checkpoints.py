@@ -86,7 +86,7 @@ def write_checkpoint(
     :param folder: Folder, made if needed
     :param include_optimizer: Write the optimizers and random generators too, so that training goes on exactly
     :param replay_dataset: Minari id of the replay buffer
-    :param datasets: Data sets that it learned from
+    :param datasets: Data sets that it learned from; None: those that the model knows of
     :param training: What ``training.yml`` says besides counters and versions
     :param results: Content of ``results.json``
     :param others: Content of further files by name
@@ -97,7 +97,8 @@ def write_checkpoint(
     model._follow_arguments()
     weights = in_memory(model.policy.state_dict())
     config = describe(model, weights)
-    config.replay_dataset, config.datasets = replay_dataset, list(datasets or model._datasets)
+    config.replay_dataset = replay_dataset
+    config.datasets = list(model._datasets if datasets is None else datasets)
     mark = {"fingerprint": config.fingerprint}
     normalization = Normalization.of(model._vec_normalize_env) or model._normalization
     target = Path(folder)

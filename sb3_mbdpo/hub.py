@@ -34,7 +34,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
 
     # The environment's id, asked for while there is one that answers: to be evaluated where there is none
     _env_source: dict[str, Any] | None = None
-    # What a loaded checkpoint says of its past; models that never were one have none
+    # What a loaded checkpoint says of its past, models that never were one have none; and what data it learned from
     _base_model: str | None = None
     _datasets: Sequence[str] = ()
     # Repository that the model came from, and the fingerprint that its weights had there
@@ -114,7 +114,8 @@ class HubAlgorithm(MultiTaskAlgorithm):
         :param results: Results from before, what ``results.json`` held, instead of new episodes
         :param video: Write ``replay.mp4`` of one episode, if something here can draw it
         :param command: The exact command of training, for ``training.yml`` and the card
-        :param datasets: Data sets that it learned from, for the card
+        :param datasets: Data sets that it learned from, for ``training.yml`` and the card; None: the Minari ids of what
+            ``learn_offline`` and ``rehearse`` were given
         :param replay_dataset: Minari id of a data set with its replay buffer (see ``to_minari``)
         :param learning_curve: Picture for the card, a png
         :param license: License of the weights, for the card

@@ -149,8 +149,7 @@ def _open(dataset: Any) -> "MinariDataset":
     if isinstance(dataset, minari.MinariDataset):
         opened = dataset
     elif isinstance(dataset, str):
-        # A full address downloads; what it downloads is found by the plain id
-        plain = re.sub(r"^\w+://[^/]+/", "", dataset)
+        plain = _without_address(dataset)
         if Path(dataset, DESCRIPTION).is_file():
             raise ValueError(f"{dataset} is a folder of shards: pass ShardedDataset({dataset!r}).")
         try:
@@ -169,6 +168,22 @@ def _open(dataset: Any) -> "MinariDataset":
     if len(opened) == 0 or opened.total_steps == 0:
         raise ValueError(f"{opened.id} is empty ({len(opened)} episodes, 0 steps): record or download it again.")
     return cast("MinariDataset", opened)
+
+
+def _without_address(name: str) -> str:
+    """A full address downloads; what it downloads is found by the plain id."""
+    return re.sub(r"^\w+://[^/]+/", "", name)
+
+
+def minari_ids(dataset: Dataset) -> list[str]:
+    """
+    :param dataset: As for :func:`open_tasks`
+    :return: Ids of the data sets, in order
+    """
+    groups: list[Any] = list(dataset.values()) if isinstance(dataset, Mapping) else [dataset]
+    several = (group if isinstance(group, Sequence) and not isinstance(group, str) else [group] for group in groups)
+    sources = (entry for group in several for entry in group)
+    return [_without_address(entry) if isinstance(entry, str) else entry.id for entry in sources]
 
 
 def minari_root() -> Path:

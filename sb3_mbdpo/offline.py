@@ -22,7 +22,7 @@ from sb3_mbdpo.distributed_learning import StepsBar, callbacks_of
 from sb3_mbdpo.env_facts import make_again, spec_of
 from sb3_mbdpo.metrics import RunningMeans
 from sb3_mbdpo.minari_data import convert_tasks
-from sb3_mbdpo.minari_sources import Dataset, check_same_spaces, common_spaces, open_tasks, task_data
+from sb3_mbdpo.minari_sources import Dataset, check_same_spaces, common_spaces, minari_ids, open_tasks, task_data
 from sb3_mbdpo.multitask import MultiTaskAlgorithm
 from sb3_mbdpo.multitask_env import EnvSource
 from sb3_mbdpo.normalization import Normalization, take_statistics
@@ -52,6 +52,8 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
 
     # Whether num_timesteps counts updates from data: a model that goes on from there has no need of random steps
     _counts_offline_steps: bool
+    # Minari ids of what it has learned from, saved with the model
+    _datasets: Sequence[str]
     _metrics: RunningMeans
 
     def _prepare_updates(self) -> None:
@@ -90,6 +92,8 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
 
         A model with a seed draws each batch by the seed and the number of updates so far: training that was
         interrupted, loaded and continued with ``reset_num_timesteps=False`` is the training that was not.
+
+        Minari ids of the data are kept with the model, for ``save_pretrained``.
 
         A model of several tasks learns from data of all or some of them, which are found by their names; its
         ``task_sampling`` decides how tasks share a batch. With ``normalize_observations`` tasks that have no statistics
@@ -152,6 +156,7 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         if self.episodic is None and data.has_terminations():
             self.policy.mark_episodic()
         self._counts_offline_steps = True
+        self._remember_data(dataset)
         with self._any_env(), self._sharing(ranks), self._near_the_data():
             total_timesteps = self._setup_offline(gradient_steps, tb_log_name, reset_num_timesteps)
             callback = self._init_callback(callbacks)
@@ -278,6 +283,11 @@ class OfflineAlgorithm(MultiTaskAlgorithm):
         if tasks is not None:
             dataset.task_sampling = self.task_sampling
         return dataset
+
+    def _remember_data(self, dataset: OfflineData) -> None:
+        """Note what the model learns from; shards do not say what they were made of."""
+        if not isinstance(dataset, ShardedDataset):
+            self._datasets = list(dict.fromkeys([*self._datasets, *minari_ids(dataset)]))
 
     def _check_data(self, pair: tuple[spaces.Space, spaces.Box], entries: Sequence[TaskData]) -> None:
         """Refuse data of other tasks or spaces than the model's."""

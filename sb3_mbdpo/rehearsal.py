@@ -41,7 +41,7 @@ class RehearsingAlgorithm(MinariAlgorithm):
 
         The replay buffer keeps what is collected alone. ``save`` remembers that there is data, which is not saved with
         the model: a loaded one asks for it again. Folders of ``save_pretrained`` do not: who loads them need not have
-        the data. Statistics of observations are taken as by :meth:`learn_offline`.
+        the data, whose Minari ids they name. Statistics of observations are taken as by :meth:`learn_offline`.
 
         :param dataset: As in :meth:`learn_offline`; None: no more of it
         :param share: Part of each batch, between 0 and 1; there always are some of both kinds. None: what it was when
@@ -64,6 +64,7 @@ class RehearsingAlgorithm(MinariAlgorithm):
         self._normalize_by(data)
         self._rehearsal = data if self.tasks is None else TaskWindows(data, self.tasks)
         self._rehearsal_share = share
+        self._remember_data(dataset)
         if self.episodic is None and data.has_terminations():
             self.policy.mark_episodic()
         return self

@@ -1,12 +1,14 @@
 """Recorded windows in the batches of online learning."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
+import yaml
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -170,3 +172,26 @@ def test_what_is_refused(pretrained: MBDPO) -> None:
     record("test/data-v0", None, VECTOR, UNEVEN)
     with pytest.raises(ValueError, match=r"rehearse\(\) is for learning in one process"):
         check_can_share(make().rehearse("test/data-v0"))
+
+
+def test_a_folder_names_the_data_that_was_learned_from(pretrained: MBDPO, tmp_path: Path) -> None:
+    def named(model: MBDPO, **kwargs: Any) -> list[str]:
+        folder = model.save_pretrained(tmp_path / "folder", **kwargs)
+        found = yaml.safe_load((folder / "training.yml").read_text())["datasets"]
+        assert json.loads((folder / "config.json").read_text())["datasets"] == found
+        return list(found)
+
+    assert named(pretrained) == ["test/up-v0", "test/wide-v0"]
+    pretrained.rehearse({"up": [record_task("test/more-v0", UP, seed=1), "hf://me/test/up-v0"]})
+    assert named(pretrained) == ["test/up-v0", "test/wide-v0", "test/more-v0"]
+    pretrained.save(tmp_path / "model")
+    assert named(MBDPO.load(tmp_path / "model", device="cpu")) == ["test/up-v0", "test/wide-v0", "test/more-v0"]
+    loaded = MBDPO.from_pretrained(tmp_path / "folder", device="cpu")
+    record_task("test/last-v0", UP, seed=2)
+    # What is refused, or comes as shards that do not say what they were made of, is not named
+    with pytest.raises(ValueError, match="no data set"):
+        loaded.rehearse({"up": "test/none-v0"})
+    loaded.learn_offline(ShardedDataset(convert_minari(DATA)), 1).learn_offline({"up": "test/last-v0"}, 1)
+    assert named(loaded) == ["test/up-v0", "test/wide-v0", "test/more-v0", "test/last-v0"]
+    # What the caller says counts
+    assert named(loaded, datasets=["me/mine"]) == ["me/mine"] and named(loaded, datasets=[]) == []
