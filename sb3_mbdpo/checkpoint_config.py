@@ -163,7 +163,8 @@ def describe(model: MBDPO, weights: Mapping[str, th.Tensor]) -> CheckpointConfig
         action_space=space_to_json(model.action_space),
         fingerprint=mark,
         tasks=model._tasks,
-        env=model._env_source,
+        # That of several tasks is their first one's: the task table names them all
+        env=model._env_source if model._tasks is None else None,
         n_envs=model.n_envs,
         state={
             "num_timesteps": model.num_timesteps,

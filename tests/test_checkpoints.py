@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_mbdpo import MBDPO, MlpPolicy, checkpoints, make_multitask_env
+from sb3_mbdpo import MBDPO, MlpPolicy, checkpoints, describe_tasks, make_multitask_env
 from sb3_mbdpo.checkpoint_format import argument_names
 from tests.checkpoint_fakes import KINDS, QUICK, acts_alike, make_env, observations, same_weights, trained
 from tests.fakes import LEANING, LEANING_ENVS, ToyEnv, leaning_env, toy_envs
@@ -355,6 +355,21 @@ def test_what_a_folder_says_of_itself(tmp_path: Path) -> None:
     loaded.save_pretrained(tmp_path / "again")
     again = json.loads((tmp_path / "again" / "config.json").read_text())
     assert again["env"] == config["env"] and again["datasets"] == config["datasets"]
+
+
+def test_several_tasks_have_no_environment_of_the_first_one(tmp_path: Path) -> None:
+    tasks = describe_tasks({"pendulum": "CheckpointPendulum-v0", "car": "MountainCarContinuous-v0"})
+    model = MBDPO("MultiInputPolicy", make_multitask_env(tasks), **QUICK)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["env"] is None and "env" not in yaml.safe_load((tmp_path / "training.yml").read_text())
+    loaded = MBDPO.from_pretrained(tmp_path, device="cpu")
+    assert loaded.tasks == model.tasks
+    # Folders of before named the first one
+    config["env"] = {"id": "CheckpointPendulum-v0", "action_repeat": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    MBDPO.from_pretrained(tmp_path, make_multitask_env(tasks), device="cpu").save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["env"] is None
 
 
 def test_a_newer_checkpoint_takes_the_whole_place_of_an_older_one(tmp_path: Path) -> None:
