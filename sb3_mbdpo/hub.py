@@ -109,7 +109,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
         :param include_optimizer: Also write optimizers and random generators, three times the size, so that training
             goes on as after ``save`` and ``load``
         :param n_eval_episodes: Deterministic episodes of each task to play for ``results.json`` and the card; 0: none
-        :param eval_envs: Environments for them by task, or one; None: made by their Gymnasium ids
+        :param eval_envs: Environments for them by task, or one of a single-task model; None: made by their ids
         :param eval_seed: Seed of each task's first episode
         :param results: Results from before, what ``results.json`` held, instead of new episodes
         :param video: Write ``replay.mp4`` of one episode, if something here can draw it
@@ -124,7 +124,8 @@ class HubAlgorithm(MultiTaskAlgorithm):
         :param progress_bar: Show progress of the evaluation
         :param push_kwargs: Arguments of :meth:`push_to_hub`
         :return: The folder
-        :raises ValueError: for what a checkpoint cannot hold, or if there is nothing to evaluate in
+        :raises ValueError: for what a checkpoint cannot hold, if there is nothing to evaluate in, or for one
+            environment where there are several tasks; nothing is written
         :raises TypeError: for an argument that there is not
         :raises OSError: if it cannot be written; a previous checkpoint stays as it was
         """
@@ -141,6 +142,8 @@ class HubAlgorithm(MultiTaskAlgorithm):
             raise ValueError("push_to_hub=True needs repo_id, the repository to push to.")
         if push_to_hub:
             hub_transfer.require_token(push_kwargs.get("token"))
+        # Refuses what is none, asked for episodes or not
+        evaluation_sources(model, eval_envs)
         curve = None if learning_curve is None else Path(learning_curve).read_bytes()
         if n_eval_episodes > 0:
             results = evaluate_model(model, n_eval_episodes, eval_envs, eval_seed, progress_bar)

@@ -38,7 +38,13 @@ def evaluation_sources(model: MBDPO, envs: Mapping[str, EnvSource] | EnvSource |
     :param model: Model
     :param envs: By task; or one for a model of a single task. The others are made by their ids
     :return: Environments, ids or functions that make one, by task; those that are not known here are left out
+    :raises ValueError: for one environment where there are several tasks
     """
+    if model.tasks is not None and envs is not None and not isinstance(envs, Mapping):
+        raise ValueError(
+            "A model of several tasks is evaluated task by task: pass eval_envs as a dict, {task: environment, id or "
+            "function that makes it}."
+        )
     given = dict(envs) if isinstance(envs, Mapping) else {}
     if model.tasks is not None:
         for task in model.tasks:
@@ -84,7 +90,7 @@ def evaluate_model(
     :param seed: Seed of each task's first episode; the following count on
     :param progress: Show a progress bar
     :return: Content of ``results.json``: returns of each task, and how they were taken
-    :raises ValueError: if no environment is known
+    :raises ValueError: if no environment is known, or for one environment where there are several tasks
     """
     sources = evaluation_sources(model, envs)
     if not sources:

@@ -42,6 +42,17 @@ def test_each_task_is_evaluated() -> None:
     assert [task["name"] for task in only["tasks"]] == ["down"]
 
 
+def test_one_environment_for_several_tasks_is_refused(tmp_path: Path) -> None:
+    model = trained("tasks", steps=1)
+    for source in ("Nonsense-v0", LEANING_ENVS["up"], ToyEnv()):
+        with pytest.raises(ValueError, match=r"evaluated task by task: pass eval_envs as a dict, \{task: environment"):
+            evaluate_model(model, 1, source, progress=False)
+        for wanted in ({"n_eval_episodes": 1}, {"video": True}, {}):
+            with pytest.raises(ValueError, match="evaluated task by task"):
+                model.save_pretrained(tmp_path / "model", eval_envs=source, **wanted)
+    assert not (tmp_path / "model").exists()
+
+
 def test_normalised_models_see_normalised_observations_and_report_plain_rewards() -> None:
     model = trained("normalized", steps=10)
     mean = model.get_vec_normalize_env().obs_rms.mean.copy()
