@@ -5,7 +5,8 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from tqdm import tqdm
 
 from sb3_mbdpo.buffers import SequenceReplayBuffer
@@ -58,16 +59,24 @@ def play(env: VecEnv, actor: Actor, n_episodes: int, description: str = "Playing
     """
     Play episodes, each environment its share of them, so that short ones are not favoured.
 
-    :param env: Environment; the statistics of a VecNormalize are left alone, and what it normalised is undone
+    :param env: Environment; the statistics of a VecNormalize are left alone, and what it sees is taken, not what it
+        makes of that
     :param actor: Chooses actions
     :param n_episodes: Episodes
     :param description: What the progress bar says
     :return: The episodes, in the order in which they end
+    :raises ValueError: if something around a VecNormalize changes observations once more
     """
     normalize = unwrap_vec_normalize(env)
     training = normalize is not None and normalize.training
+    below = None
     if normalize is not None:
+        if normalize.observation_space != env.observation_space:
+            raise ValueError(
+                "Observations are changed once more after they were normalised: wrap in VecNormalize last."
+            )
         normalize.training = False
+        normalize.venv = below = LastObservations(normalize.venv)
     left = [(n_episodes + index) // env.num_envs for index in range(env.num_envs)]
     try:
         obs, state, starts = env.reset(), None, np.ones(env.num_envs, dtype=bool)
@@ -84,8 +93,7 @@ def play(env: VecEnv, actor: Actor, n_episodes: int, description: str = "Playing
                     if not ended:
                         continue
                     if left[index] > 0:
-                        last = infos[index]["terminal_observation"]
-                        last = last if normalize is None else normalize.unnormalize_obs(last)
+                        last = infos[index]["terminal_observation"] if below is None else below.last[index]
                         truncated = infos[index].get("TimeLimit.truncated", False)
                         yield _joined(steps[index], last, not truncated)
                         left[index] -= 1
@@ -93,8 +101,29 @@ def play(env: VecEnv, actor: Actor, n_episodes: int, description: str = "Playing
                     steps[index] = []
                 raw = obs if normalize is None else normalize.get_original_obs()
     finally:
-        if normalize is not None:
-            normalize.training = training
+        if normalize is not None and below is not None:
+            normalize.training, normalize.venv = training, below.venv
+
+
+class LastObservations(VecEnvWrapper):
+    """
+    Keeps the last observations of episodes that ended in the latest step, by environment. VecNormalize, which lies
+    around it, hands them on clipped, and keeps only the first ones of the next episodes as they were.
+
+    :param venv: Environment
+    """
+
+    last: list[Any]
+
+    def reset(self) -> VecEnvObs:
+        """:return: First observations"""
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """:return: Observations, rewards, which episodes ended, infos"""
+        observations, rewards, ended, infos = self.venv.step_wait()
+        self.last = [info.get("terminal_observation") for info in infos]
+        return observations, rewards, ended, infos
 
 
 def mean_return(env: VecEnv, actor: Actor, n_episodes: int) -> float:

@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.wrappers import FlattenObservation, TimeLimit
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from gymnasium.wrappers import FlattenObservation, TimeLimit, TransformObservation
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize, VecTransposeImage
 
 import sb3_mbdpo
 from sb3_mbdpo import MBDPO
@@ -165,6 +165,22 @@ def test_normalised_environments_give_raw_numbers() -> None:
             assert episode.rewards.tolist() == [1.0] * len(episode)
     np.testing.assert_array_equal(env.obs_rms.mean, mean)  # type: ignore[union-attr]
     assert env.training
+
+
+@pytest.mark.parametrize("key", [None, "count"])
+def test_last_observations_are_those_before_they_were_clipped(key: str | None) -> None:
+    counter: Any = Counter(length=4)
+    env = counter if key is None else TransformObservation(counter, lambda obs: {key: obs}, spaces.Dict({key: COUNTED}))
+    inner = DummyVecEnv([lambda: env])
+    normalized = VecNormalize(inner, clip_obs=0.1)
+    for _ in range(2):
+        (episode,) = play(normalized, random_actor(normalized), 1)
+        observations = episode.observations if key is None else episode.observations[key]
+        np.testing.assert_array_equal(observations[:, 2], np.arange(5))
+    assert normalized.venv is inner and normalized.training
+    images = VecTransposeImage(VecNormalize(toy_envs(observation_space=IMAGE), norm_obs=False))
+    with pytest.raises(ValueError, match="wrap in VecNormalize last"):
+        next(play(images, random_actor(images), 1))
 
 
 def test_each_environment_plays_its_share() -> None:
