@@ -4,9 +4,9 @@ Workers of a ``SubprocVecEnv`` send what they are asked for: a spec that cannot 
 point, say) would end them. They are asked for plain values alone, and for their name, which holds the id.
 """
 
+import dataclasses
 import math
 import numbers
-import dataclasses
 import re
 from contextlib import suppress
 from typing import Any, cast
