@@ -153,7 +153,7 @@ def describe(model: MBDPO, weights: Mapping[str, th.Tensor]) -> CheckpointConfig
             attribute = "_stats_window_size" if name == "stats_window_size" else name
             arguments[name] = encode(getattr(model, attribute), name)
     arguments["act_mode"] = model.policy.act_mode
-    mark, source = fingerprint(weights), model._hub_source
+    mark, source, replay = fingerprint(weights), model._hub_source, model._replay_source
     aliases = {cls: name for name, cls in model.policy_aliases.items()}
     policy = aliases.get(model.policy_class)
     return CheckpointConfig(
@@ -177,6 +177,7 @@ def describe(model: MBDPO, weights: Mapping[str, th.Tensor]) -> CheckpointConfig
         versions=package_versions(),
         # Other weights than came from there are a model of their own
         base_model=model._base_model if source is None or source[1] == mark else source[0],
+        replay_dataset=replay[0] if replay is not None and replay[1] == mark else None,
     )
 
 

@@ -85,7 +85,7 @@ def write_checkpoint(
     :param model: Algorithm
     :param folder: Folder, made if needed
     :param include_optimizer: Write the optimizers and random generators too, so that training goes on exactly
-    :param replay_dataset: Minari id of the replay buffer
+    :param replay_dataset: Minari id of the replay buffer; None: the one it was loaded with, if it has not changed since
     :param datasets: Data sets that it learned from; None: those that the model knows of
     :param training: What ``training.yml`` says besides counters and versions
     :param results: Content of ``results.json``
@@ -97,7 +97,7 @@ def write_checkpoint(
     model._follow_arguments()
     weights = in_memory(model.policy.state_dict())
     config = describe(model, weights)
-    config.replay_dataset = replay_dataset
+    config.replay_dataset = replay_dataset or config.replay_dataset
     config.datasets = list(model._datasets if datasets is None else datasets)
     mark = {"fingerprint": config.fingerprint}
     normalization = Normalization.of(model._vec_normalize_env) or model._normalization
@@ -207,6 +207,7 @@ def load_checkpoint(
         restore_training(model, *training)
     model._normalization = normalization
     model._base_model, model._datasets = config.base_model, [str(name) for name in config.datasets]
+    model._replay_source = None if config.replay_dataset is None else (config.replay_dataset, config.fingerprint)
     return model
 
 

@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
 from sb3_mbdpo.checkpoint_config import CARD, CURVE, VIDEO, read_config
+from sb3_mbdpo.checkpoint_weights import fingerprint, in_memory
 from sb3_mbdpo.checkpoints import load_checkpoint, write_checkpoint
 from sb3_mbdpo.env_facts import describe_env, episode_length_of
 from sb3_mbdpo.hub_evaluation import EVALUATION_SEED, evaluate_model, evaluation_sources, record_video
@@ -39,6 +40,9 @@ class HubAlgorithm(MultiTaskAlgorithm):
     _datasets: Sequence[str] = ()
     # Repository that the model came from, and the fingerprint that its weights had there
     _hub_source: tuple[str, str] | None = None
+    # The same of a folder, and of a data set with its replay buffer
+    _folder_source: tuple[str, str] | None = None
+    _replay_source: tuple[str, str] | None = None
     # Loaded without an environment: the replay buffer has next to no room so far
     _acts_only: bool = False
 
@@ -103,7 +107,8 @@ class HubAlgorithm(MultiTaskAlgorithm):
         asked for. The folder is what :meth:`push_to_hub` uploads and :meth:`from_pretrained` reads.
 
         A previous checkpoint in the folder is replaced when the new one is complete. A card that was edited by hand
-        (its last line removed) stays.
+        (its last line removed) stays. Where a model has not changed since it was loaded, ``replay_dataset`` is what it
+        was, and if from a folder, ``command`` and ``license`` too.
 
         :param save_directory: Folder, made if needed
         :param include_optimizer: Also write optimizers and random generators, three times the size, so that training
@@ -133,7 +138,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
         from sb3_mbdpo import hub_transfer, model_card
 
         model, folder = cast("MBDPO", self), Path(save_directory)
-        known = inspect.signature(hub_transfer.upload_checkpoint).parameters.keys() - {"folder", "repo_id"}
+        known = inspect.signature(hub_transfer.upload_checkpoint).parameters.keys() - {"folder", "repo_id", "keep_card"}
         if unknown := sorted(push_kwargs.keys() - known):
             raise TypeError(f"save_pretrained has no argument {', '.join(unknown)}.")
         if push_kwargs and not push_to_hub:
@@ -156,6 +161,8 @@ class HubAlgorithm(MultiTaskAlgorithm):
                 notes.append(f"Not checked: how it looks ({missing}).")
             else:
                 others[VIDEO] = clip
+        stated = model_card.stated_in(self._unchanged_folder())
+        command, license = command or stated.command, license or stated.license
         config = write_checkpoint(
             model,
             folder,
@@ -192,6 +199,9 @@ class HubAlgorithm(MultiTaskAlgorithm):
         """
         Evaluate the model, record a video, and upload it with a card.
 
+        A card that was edited by hand (its last line removed) stays in the repository; where there is none, that of the
+        folder which the model was loaded from is taken, if the model has not changed since.
+
         :param repo_id: Repository, "user/name"; made if it does not exist
         :param commit_message: Message of the commit
         :param commit_description: Its longer description
@@ -207,7 +217,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
         :raises ValueError: for what a checkpoint cannot hold
         :raises OSError: without a token or a network, or if the Hub refuses, saying what to do
         """
-        from sb3_mbdpo import hub_transfer
+        from sb3_mbdpo import hub_transfer, model_card
 
         model = cast("MBDPO", self)
         hub_transfer.check_account(token)
@@ -218,6 +228,10 @@ class HubAlgorithm(MultiTaskAlgorithm):
             print("No environment is known here, so the card says that the model was not evaluated; pass eval_envs.")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, repo_id.rpartition("/")[2])
+            card = model_card.stated_in(self._unchanged_folder()).card
+            if card is not None:
+                path.mkdir()
+                (path / CARD).write_text(card, encoding="utf-8")
             self.save_pretrained(
                 path, repo_id=repo_id, n_eval_episodes=n_eval_episodes, video=video and bool(known), **save_kwargs
             )
@@ -231,6 +245,18 @@ class HubAlgorithm(MultiTaskAlgorithm):
                 revision=revision,
                 create_pr=create_pr,
             )
+
+    def _unchanged_folder(self) -> Path | None:
+        """Folder that the model was loaded from, while both have the same weights: what stands there holds still."""
+        if self._folder_source is None:
+            return None
+        folder, mark = Path(self._folder_source[0]), self._folder_source[1]
+        try:
+            same = mark == read_config(folder).fingerprint == fingerprint(in_memory(self.policy.state_dict()))
+        except (OSError, ValueError):
+            # Moved, or replaced by something else
+            return None
+        return folder if same else None
 
     @classmethod
     def from_pretrained(
@@ -277,7 +303,9 @@ class HubAlgorithm(MultiTaskAlgorithm):
                 str(name), revision, token, cache_dir, local_files_only, force_download
             )
         model = load_checkpoint(cast("type[MBDPO]", cls), folder, env, device, custom_objects, **kwargs)
-        model._hub_source = (str(name), read_config(folder).fingerprint) if is_repo else None
+        mark = read_config(folder).fingerprint
+        model._hub_source = (str(name), mark) if is_repo else None
+        model._folder_source = None if is_repo else (str(folder.resolve()), mark)
         return cast(SelfHub, model)
 
     @classmethod

@@ -73,9 +73,9 @@ def push(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gym-packages", nargs="*", default=[], help="packages to import that register environments")
     parser.add_argument("--no-video", action="store_true", help="upload without a video")
     parser.add_argument("--as-is", action="store_true", help="upload a folder as it is, without evaluating again")
-    parser.add_argument("--command", help="the exact command of training, for the card")
+    parser.add_argument("--command", help="the exact command of training; by default the one in the folder")
     parser.add_argument("--dataset", nargs="*", default=None, help="data sets that it learned from, for the card")
-    parser.add_argument("--license", help="license of the weights, for the card")
+    parser.add_argument("--license", help="license of the weights; by default the one of the folder's card")
     parser.add_argument("--learning-curve", help="picture for the card (png); by default the one in the folder")
     parser.add_argument("--include-optimizer", action="store_true", help="with optimizers, to go on training exactly")
     parser.add_argument("--commit-message", default="Upload a model of sb3-mbdpo", help="message of the commit")
@@ -92,7 +92,7 @@ def _push(arguments: argparse.Namespace) -> None:
         name: getattr(arguments, name) for name in ("commit_message", "private", "token", "revision", "create_pr")
     }
     if arguments.as_is:
-        print(upload_checkpoint(path, arguments.repo_id, **transfer))
+        print(upload_checkpoint(path, arguments.repo_id, keep_card=False, **transfer))
         return
     if not path.exists():
         raise ValueError(f"There is no {path}: pass a folder of save_pretrained() or a zip of save().")

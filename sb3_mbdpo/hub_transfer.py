@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from sb3_mbdpo.checkpoint_config import (
+    CARD,
     CONFIG,
     FILES,
     NORMALIZATION,
@@ -26,6 +27,7 @@ from sb3_mbdpo.checkpoint_config import (
     no_config,
     read_config,
 )
+from sb3_mbdpo.model_card import is_hand_written
 
 # What loading needs; cards and videos stay where they are
 LOADED = (CONFIG, WEIGHTS, OPTIMIZER, NORMALIZATION)
@@ -113,6 +115,7 @@ def upload_checkpoint(
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool | None = None,
+    keep_card: bool = True,
 ) -> str:
     """
     Upload a folder that :meth:`HubAlgorithm.save_pretrained` wrote, in one commit.
@@ -127,6 +130,7 @@ def upload_checkpoint(
     :param token: Token of the Hub
     :param revision: Branch
     :param create_pr: Open a pull request
+    :param keep_card: Leave the repository's card alone where it was edited by hand
     :return: Address of the commit
     :raises ValueError: if the folder holds no checkpoint
     :raises OSError: if the Hub cannot be reached or refuses
@@ -139,6 +143,7 @@ def upload_checkpoint(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
+        keep_card = keep_card and _has_hand_written_card(api, repo_id, revision)
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=path,
@@ -146,12 +151,25 @@ def upload_checkpoint(
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
-            allow_patterns=list(FILES),
+            allow_patterns=[name for name in FILES if name != CARD or not keep_card],
             delete_patterns=[name for name in OPTIONAL if not (path / name).is_file()],
         )
     except (HTTP_ERROR, OSError) as error:
         raise _explained(error, repo_id, revision, False) from error
+    if keep_card:
+        print(f"The card of {repo_id} was edited by hand and stays; `mbdpo push --as-is` uploads that of a folder.")
     return str(commit.pr_url if create_pr and commit.pr_url else commit.commit_url)
+
+
+def _has_hand_written_card(api: HfApi, repo_id: str, revision: str | None) -> bool:
+    try:
+        path = api.hf_hub_download(repo_id, CARD, revision=revision)
+    except LocalEntryNotFoundError:
+        # Not an answer: the Hub was not reached
+        raise
+    except EntryNotFoundError:
+        return False
+    return is_hand_written(Path(path).read_text(encoding="utf-8", errors="replace"))
 
 
 def require_token(token: str | bool | None) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from sb3_mbdpo.checkpoint_config import CURVE, CheckpointConfig
+from sb3_mbdpo.checkpoint_config import CARD, CURVE, TRAINING, CheckpointConfig
 
 LIBRARY, LIBRARY_URL = "sb3-mbdpo", "https://pypi.org/project/sb3-mbdpo"
 TAGS = ("reinforcement-learning", "stable-baselines3", "mbdpo", "world-model", "diffusion-policy", "deep-rl")
@@ -18,6 +19,17 @@ MARKER = "<!-- written by sb3-mbdpo; remove this line to keep the card as it is 
 METRIC = "mean_reward"
 # Ids that the Hub takes as data sets: one namespace and a name
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Metadata at the head of a card: all that the Hub's own form for a new repository writes
+METADATA = re.compile(r"\A\s*---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
+LARGEST_TEXT = 1_000_000
+
+
+class Stated(NamedTuple):
+    """What a user has said of a checkpoint, which no model knows: ``card`` only where it was edited by hand."""
+
+    command: str | None = None
+    license: str | None = None
+    card: str | None = None
 
 
 def template_path() -> Path:
@@ -208,3 +220,42 @@ def keeps_hand_written(path: Path) -> bool:
     :return: Whether it was written by hand, and is to be kept
     """
     return path.is_file() and MARKER not in path.read_text(encoding="utf-8", errors="replace")
+
+
+def is_hand_written(text: str) -> bool:
+    """
+    :param text: A card
+    :return: Whether somebody wrote it; one of metadata alone was not, and lacks everything that cards are for
+    """
+    return MARKER not in text and bool(METADATA.sub("", text, count=1).strip())
+
+
+def stated_in(folder: Path | None) -> Stated:
+    """
+    :param folder: A checkpoint, or None
+    :return: What its ``training.yml`` and its card say; nothing of what cannot be read
+    """
+    if folder is None:
+        return Stated()
+    card = _text(folder / CARD)
+    head = METADATA.match(card)
+    return Stated(
+        _entry(_text(folder / TRAINING), "command"),
+        _entry(head[1] if head else "", "license"),
+        card if is_hand_written(card) else None,
+    )
+
+
+def _text(path: Path) -> str:
+    if not path.is_file() or path.stat().st_size > LARGEST_TEXT:
+        return ""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _entry(text: str, name: str) -> str | None:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+    value = content.get(name) if isinstance(content, dict) else None
+    return value if isinstance(value, str) else None

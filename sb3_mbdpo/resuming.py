@@ -175,8 +175,8 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         own = ["learner", "_plans", "_restarts", "_metrics", "_rehearsal", "_after_update", "_followed"]
-        # Loaded from a file, a model has no functions of its own, and all the room for replay
-        return [*super()._excluded_save_params(), *own, "_task_sources", "_acts_only"]
+        # Loaded from a file, a model has no functions of its own, all the room for replay, and no folder elsewhere
+        return [*super()._excluded_save_params(), *own, "_task_sources", "_acts_only", "_folder_source"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer", "policy.prior_optimizer"]

@@ -69,8 +69,39 @@ def trip() -> dict[str, Any]:
     found["pull"] = hub_commands.pull(["me/many", "pulled"])
     found["pulled files"] = os.listdir("pulled")
     found["push"] = hub_commands.push(["pulled", "me/from-folder", "--as-is"])
+    found["stated"], found["kept"] = edited(single), kept(single)
     found["errors"] = mistakes(single)
     return found
+
+
+def edited(model: MBDPO) -> dict[str, Any]:
+    """Push a folder whose card was edited by hand, by the command and by the model that it holds."""
+    stated = {"command": "train --seed 7", "license": "mit", "datasets": ["me/ds"], "replay_dataset": "me/replay-v0"}
+    folder = model.save_pretrained("edit", **stated)
+    model.save_pretrained("plain", **stated)
+    lines = (folder / "README.md").read_text().splitlines()
+    (folder / "README.md").write_text("\n".join([*lines[:-1], "Written by hand."]))
+    arguments = ["-n", "0", "--no-video"]
+    codes = [hub_commands.push(["edit", "me/edit-1", *arguments]), hub_commands.push(["plain", "me/plain", *arguments])]
+    loaded = MBDPO.from_pretrained("edit", device="cpu")
+    loaded.push_to_hub("me/edit-2", n_eval_episodes=0, video=False)
+    next(loaded.policy.parameters()).data.add_(1)
+    loaded.push_to_hub("me/edit-3", n_eval_episodes=0, video=False)
+    return {"codes": codes}
+
+
+def kept(model: MBDPO) -> None:
+    """Push to repositories whose card somebody edited, on a branch of one's own, and where it is nothing but a form."""
+    api = HfApi()
+    form = b"---\nlicense: mit\n---\n"
+    for name, card in {"by-hand": form + b"Written on the Hub.", "form": form}.items():
+        api.create_repo(f"me/{name}")
+        api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=f"me/{name}")
+    # The account's own name may be left out
+    model.push_to_hub("by-hand", n_eval_episodes=0, video=False)
+    model.push_to_hub("me/by-hand", n_eval_episodes=0, video=False, revision="mine")
+    model.save_pretrained("kept", push_to_hub=True, repo_id="me/by-hand", create_pr=True)
+    model.push_to_hub("me/form", n_eval_episodes=0, video=False)
 
 
 def mistakes(model: MBDPO) -> dict[str, tuple[str, str]]:

@@ -110,6 +110,28 @@ def test_pull_requests_and_branches(trip: Outcome) -> None:
     assert "experiment" in one.branches and one.branches["experiment"] != one.branches["main"]
 
 
+@pytest.mark.parametrize(
+    ("name", "by_hand", "same"), [("edit-1", 1, 1), ("edit-2", 1, 1), ("plain", 0, 1), ("edit-3", 0, 0)]
+)
+def test_what_was_said_of_a_folder_is_pushed_with_it(trip: Outcome, name: str, by_hand: int, same: int) -> None:
+    assert trip.found["stated"]["codes"] == [0, 0]
+    _, files = trip.hub.repos[f"me/{name}"].files("main") or ("", {})
+    card, config = files["README.md"].decode(), json.loads(files["config.json"])
+    assert card.endswith("Written by hand.") == bool(by_hand) and (ModelCard(card).data.license == "mit") == bool(same)
+    # Of weights that are others now, neither the command nor the replay buffer is known
+    assert ("--seed 7" in files["training.yml"].decode()) == bool(same)
+    assert config["replay_dataset"] == ("me/replay-v0" if same else None) and config["datasets"] == ["me/ds"]
+
+
+def test_cards_that_were_edited_on_the_hub_stay(trip: Outcome) -> None:
+    repo = trip.hub.repos["me/by-hand"]
+    for branch in ("main", "mine", "refs/pr/1"):
+        _, files = repo.files(branch) or ("", {})
+        assert files["README.md"].endswith(b"Written on the Hub.") and "model.safetensors" in files, branch
+    _, files = trip.hub.repos["me/form"].files("main") or ("", {})
+    assert b"MBDPO.from_hub('me/form'" in files["README.md"]
+
+
 def test_what_was_downloaded_loads_without_a_network(trip: Outcome) -> None:
     assert trip.found["local files only"]
 
