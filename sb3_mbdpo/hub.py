@@ -45,6 +45,8 @@ class HubAlgorithm(MultiTaskAlgorithm):
     _replay_source: tuple[str, str] | None = None
     # Loaded without an environment: the replay buffer has next to no room so far
     _acts_only: bool = False
+    # ``learning_starts`` and tasks of a model whose first environment decides how long an episode is to wait for
+    _awaits_episode: tuple[int, dict[str, Any] | None] | None = None
 
     def _setup_model(self) -> None:
         if self.env is not None:
@@ -68,6 +70,10 @@ class HubAlgorithm(MultiTaskAlgorithm):
         if self._acts_only and self.replay_buffer is not None and self.replay_buffer.size() == 0:
             self._empty_buffer(self.n_envs)
         self._acts_only = False
+        # Unless something else has been decided since, by hand or by add_task
+        if self._awaits_episode == (self.learning_starts, self._tasks):
+            self.learning_starts = episode_length_of(cast(VecEnv, self.env)) or UNKNOWN_EPISODE_LENGTH
+        self._awaits_episode = None
 
     def _as_trained(self, env: VecEnv) -> VecEnv:
         """With the model's VecNormalize statistics where an environment has none: nothing else can act on it."""
@@ -322,7 +328,8 @@ class HubAlgorithm(MultiTaskAlgorithm):
 
         ``MBDPO.from_hub(repo, env=env, task="walker-run").learn(40_000)`` fine-tunes on a task that the model knows,
         ``task="new-name", like="walker-walk"`` adds one, see :meth:`add_task`. The model acts by its own policy from
-        the first step on; updates start after an episode, or after ``learning_starts`` steps where that is given.
+        the first step on; updates start after an episode, or after ``learning_starts`` steps where that is given. An
+        environment may come later too, by ``set_env``.
 
         :param repo_id: Repository "user/name", or a folder
         :param env: Environment in its own units, its id, or a function that makes one; for a model of several tasks
@@ -339,8 +346,12 @@ class HubAlgorithm(MultiTaskAlgorithm):
         if task is None:
             source: Any = env() if callable(env) and not isinstance(env, (gym.Env, VecEnv)) else env
             model = cls.from_pretrained(repo_id, source, **kwargs)
-            if model.env is not None and model._n_updates > 0:
+            if model._n_updates > 0 and model.env is not None:
                 model._begin_finetuning(episode_length_of(model.env), learning_starts)
+            elif model._n_updates > 0:
+                model._acts_from_start = True
+                if learning_starts is None:
+                    model._awaits_episode = (model.learning_starts, model._tasks)
             return model
         model = cls.from_pretrained(repo_id, None, **kwargs)
         tasks = model.tasks

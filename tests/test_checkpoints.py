@@ -13,6 +13,7 @@ import pytest
 import torch as th
 import yaml
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from safetensors.torch import load_file
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -297,6 +298,34 @@ def test_fine_tuning_of_a_single_task_acts_from_the_start(tmp_path: Path) -> Non
     loaded = MBDPO.from_hub(tmp_path, env=lambda: ToyEnv(), device="cpu")
     assert loaded._acts_from_start
     loaded.learn(4)
+
+
+def test_fine_tuning_in_an_environment_that_comes_later_acts_from_the_start(tmp_path: Path) -> None:
+    trained("vector").save_pretrained(tmp_path / "one")
+    loaded = MBDPO.from_hub(tmp_path / "one", device="cpu")
+    loaded.set_env(TimeLimit(ToyEnv(), 5))
+    assert loaded._acts_from_start and loaded.learning_starts == 5
+    before = loaded._n_updates
+    loaded.learn(5)
+    assert loaded._plans is not None and loaded._n_updates == before, "acts by plans, waits for an episode"
+    # A later environment changes nothing of it
+    loaded.set_env(TimeLimit(ToyEnv(), 7))
+    assert loaded.learning_starts == 5
+    given = MBDPO.from_hub(tmp_path / "one", device="cpu", learning_starts=8)
+    given.set_env(TimeLimit(ToyEnv(), 5))
+    assert given._acts_from_start and given.learning_starts == 8
+    by_hand = MBDPO.from_hub(tmp_path / "one", device="cpu")
+    by_hand.learning_starts = 3
+    by_hand.set_env(TimeLimit(ToyEnv(), 5))
+    assert by_hand.learning_starts == 3
+    trained("tasks").save_pretrained(tmp_path / "many")
+    added = MBDPO.from_hub(tmp_path / "many", device="cpu")
+    stored = added.learning_starts
+    added.add_task(LEANING_ENVS["up"], name="new", like="up", learning_starts=stored)
+    assert added.learning_starts == stored
+    untrained = MBDPO("MlpPolicy", ToyEnv(), **QUICK)
+    untrained.save_pretrained(tmp_path / "none")
+    assert not MBDPO.from_hub(tmp_path / "none", device="cpu")._acts_from_start
 
 
 def test_a_given_learning_starts_is_not_replaced_by_an_episode(tmp_path: Path) -> None:
