@@ -62,6 +62,10 @@ def read_training_state(
     try:
         if generator is None or generator.dtype != th.uint8 or plain["device"] not in ("cpu", "cuda", "mps"):
             raise ValueError("no state of the policy's generator")
+        if plain["device"] == model.device.type:
+            th.Generator(model.device).set_state(generator)
+        if plain["seed"] is not None and type(plain["seed"]) is not int:
+            raise ValueError(f"the seed is {plain['seed']!r}")
         np.random.PCG64().state = plain["action_space"]
         model._random_state = {
             "seed": plain["seed"],
@@ -72,7 +76,7 @@ def read_training_state(
         episodes = [(float(r), int(length), float(t)) for r, length, t in plain["episodes"]]
         returns = {str(name): [float(r) for r in rs] for name, rs in plain["task_returns"].items()}
         return tensors, {"episodes": episodes, "task_returns": returns, "optimizers": dict(plain["optimizers"])}
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{OPTIMIZER} cannot be read ({error}): remove the file to load without it.") from error
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from sb3_mbdpo.optimizer_checks import check_state, checked_settings
 from sb3_mbdpo.policies import MBDPOPolicy
 
 SHOWN = 6
@@ -245,48 +246,43 @@ def restore_optimizer(name: str, optimizer: th.optim.Optimizer, tensors: Mapping
     :param optimizer: Optimizer without a past, changed in place
     :param tensors: Tensors of the file
     :param plain: Settings of the groups and numbers of the state
-    :raises ValueError: if the state belongs to other parameters
+    :raises ValueError: if the state belongs to other parameters, or no step can be made from it
     """
     present = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Any]] = {}
     try:
-        for full_name, tensor in tensors.items():
-            if not full_name.startswith(f"{name}."):
-                continue
-            index, key = full_name[len(name) + 1 :].split(".", 1)
-            if tensor.shape not in (th.Size(()), th.Size((1,)), parameters[int(index)].shape):
-                raise ValueError(f"{full_name} has shape {list(tensor.shape)}")
-            state.setdefault(int(index), {})[key] = tensor
-        for full_name, number in plain["numbers"].items():
-            index, key = full_name.split(".", 1)
-            if not (number is None or isinstance(number, (bool, int, float))):
-                raise ValueError(f"{full_name} is no number")
-            state.setdefault(int(index), {})[key] = number
+        state = _read_state(name, parameters, tensors, plain["numbers"])
         groups = [
-            _restored_group(group, written)
+            checked_settings(group, written)
             for group, written in zip(present["param_groups"], plain["groups"], strict=True)
         ]
+        check_state(optimizer, groups, state)
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"optimizer.safetensors does not hold the state of this model's {name} ({error}): remove the file to "
             "load without it."
         ) from error
 
 
-def _restored_group(group: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
-    """A group's settings from the file, where they are of the type that the optimizer has."""
-    if written.keys() != group.keys() - {"params"}:
-        raise ValueError(f"settings {sorted(written)}")
-    restored = {"params": group["params"]}
-    for key, value in written.items():
-        value = tuple(value) if isinstance(value, list) else value
-        for number in value if isinstance(value, tuple) else (value,):
-            if not (number is None or isinstance(number, (bool, int, float))):
-                raise ValueError(f"{key} is {value!r}")
-        restored[key] = value
-    return restored
+def _read_state(
+    name: str, parameters: list[th.Tensor], tensors: Mapping[str, th.Tensor], numbers: Mapping[str, Any]
+) -> dict[int, dict[str, Any]]:
+    """State by parameter, each tensor of a shape that some optimizer could have for it."""
+    state: dict[int, dict[str, Any]] = {}
+    for full_name, tensor in tensors.items():
+        if not full_name.startswith(f"{name}."):
+            continue
+        index, key = full_name[len(name) + 1 :].split(".", 1)
+        if tensor.shape not in (th.Size(()), th.Size((1,)), parameters[int(index)].shape):
+            raise ValueError(f"{full_name} has shape {list(tensor.shape)}")
+        state.setdefault(int(index), {})[key] = tensor
+    for full_name, number in numbers.items():
+        index, key = full_name.split(".", 1)
+        if not (number is None or isinstance(number, (bool, int, float))):
+            raise ValueError(f"{full_name} is no number")
+        state.setdefault(int(index), {})[key] = number
+    return state
 
 
 def read_tensors(path: Path, infos: Mapping[str, TensorInfo], most_bytes: int) -> dict[str, th.Tensor]:

@@ -66,6 +66,9 @@ CASES = {
     "optimizer-of-other-shapes": "optimizer.safetensors does not hold the state",
     "optimizer-huge": "are plenty: not read",
     "optimizer-strange-generator": "optimizer.safetensors cannot be read",
+    "optimizer-generator-cut-short": "optimizer.safetensors cannot be read",
+    "optimizer-strange-seed": "the seed is 'x'",
+    "optimizer-incomplete": "instead of ['exp_avg', 'exp_avg_sq', 'step']",
     "normalization-of-other-observations": "statistics of other observations",
     "normalization-strange": "settings that are not those of VecNormalize",
     "negative-counters": "must be whole numbers",
@@ -190,12 +193,18 @@ class _Builder:
         header = json.loads(self.good[optimizer][8 : 8 + struct.unpack("<Q", self.good[optimizer][:8])[0]])
         state = json.loads(header["__metadata__"]["state"])
         state["action_space"] = {"bit_generator": "PCG64", "state": "os.system"}
+        seeded = json.loads(header["__metadata__"]["state"]) | {"seed": "x"}
         wide = np.zeros(40_000_000, np.uint8)
         assert size < len(wide)
         return {
             "optimizer-of-other-shapes": self.rewritten(optimizer, lambda t: t.update({moment: th.zeros(5, 5)})),
             "optimizer-huge": self.rewritten(optimizer, lambda t: t.update({"x": th.from_numpy(wide)})),
             "optimizer-strange-generator": self.rewritten(optimizer, lambda _: None, state=json.dumps(state)),
+            "optimizer-generator-cut-short": self.rewritten(
+                optimizer, lambda t: t.update({"policy_generator": th.zeros(16, dtype=th.uint8)})
+            ),
+            "optimizer-strange-seed": self.rewritten(optimizer, lambda _: None, state=json.dumps(seeded)),
+            "optimizer-incomplete": self.rewritten(optimizer, lambda t: t.pop(moment)),
             "normalization-of-other-observations": self.rewritten(
                 normalization, lambda t: t.update({"observation.mean": th.zeros(9).double()})
             ),

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,15 @@ def stepped(optimizer_class: Any, **kwargs: Any) -> tuple[nn.Linear, th.optim.Op
 
 @pytest.mark.parametrize(
     ("optimizer_class", "kwargs"),
-    [(th.optim.Adam, {"fused": True}), (th.optim.AdamW, {}), (th.optim.SGD, {"momentum": 0.9}), (th.optim.NAdam, {})],
+    [
+        (th.optim.Adam, {"fused": True}),
+        (th.optim.Adam, {"amsgrad": True}),
+        (th.optim.AdamW, {}),
+        (th.optim.SGD, {"momentum": 0.9}),
+        (th.optim.SGD, {"fused": True}),
+        *((getattr(th.optim, name), {}) for name in ("NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop")),
+        (th.optim.RMSprop, {"centered": True, "momentum": 0.5}),
+    ],
 )
 def test_optimizers_come_back(optimizer_class: Any, kwargs: dict[str, Any]) -> None:
     layer, optimizer = stepped(optimizer_class, **kwargs)
@@ -144,3 +153,64 @@ def test_states_of_other_optimizers_are_refused(change: str) -> None:
         plain["groups"] = []
     with pytest.raises(ValueError, match=r"optimizer.safetensors does not hold the state of this model's o .*remove"):
         restore_optimizer("o", th.optim.Adam(nn.Linear(3, 2).parameters()), tensors, plain)
+
+
+SETTINGS: list[tuple[str, Any]] = [
+    *(("betas", betas) for betas in (None, [], [0.9], [0.9, 2.0], [0.9, "x"], 0.9)),
+    *(("eps", eps) for eps in (None, [], True, -1.0, "1e-8", float("nan"), float("inf"), 10**400)),
+    *(("weight_decay", decay) for decay in (None, -1.0, 1e300, {})),
+    *(("lr_scale", scale) for scale in (None, -1.0, True, [1.0])),
+    ("lr", -1.0),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), SETTINGS)
+def test_settings_that_no_step_can_be_made_with_are_refused(key: str, value: Any) -> None:
+    _, optimizer = stepped(th.optim.Adam)
+    tensors, plain = optimizer_tensors("o", optimizer)
+    fresh = th.optim.Adam(nn.Linear(3, 2).parameters())
+    fresh.param_groups[0]["lr_scale"] = plain["groups"][0]["lr_scale"] = 1.0
+    plain["groups"][0][key] = value
+    with pytest.raises(ValueError, match=r"optimizer.safetensors does not hold the state of this model's o"):
+        restore_optimizer("o", fresh, tensors, json.loads(json.dumps(plain)))
+
+
+def test_flags_of_an_optimizer_are_the_models_own() -> None:
+    _, optimizer = stepped(th.optim.Adam)
+    tensors, plain = optimizer_tensors("o", optimizer)
+    flags = ("maximize", "amsgrad", "fused", "foreach", "capturable", "differentiable")
+    plain["groups"][0].update(dict.fromkeys(flags, True))
+    layer = nn.Linear(3, 2)
+    fresh = th.optim.Adam(layer.parameters(), foreach=True)
+    restore_optimizer("o", fresh, tensors, json.loads(json.dumps(plain)))
+    assert [fresh.param_groups[0][flag] for flag in flags] == [False, False, None, True, False, False]
+    layer(th.ones(1, 3)).sum().backward()
+    fresh.step()
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "change"),
+    [
+        (th.optim.Adam, lambda t: t.pop("o.1.exp_avg_sq")),
+        (th.optim.Adam, lambda t: [t.pop(f"o.{index}.exp_avg_sq") for index in (0, 1)]),
+        (th.optim.Adam, lambda t: t.update({"o.0.max_exp_avg_sq": th.zeros(2, 3)})),
+        (th.optim.Adam, lambda t: t.update({"o.0.exp_avg": t["o.0.exp_avg"].double()})),
+        (th.optim.Adam, lambda t: t.update({"o.0.exp_avg": th.tensor(0.0)})),
+        (th.optim.Adam, lambda t: t.update({"o.0.exp_avg": th.full((2, 3), th.nan)})),
+        (th.optim.Adam, lambda t: t.update({"o.0.exp_avg_sq": th.full((2, 3), -1.0)})),
+        (th.optim.Adam, lambda t: t.update({"o.0.step": th.zeros(2, 3)})),
+        (th.optim.Adam, lambda t: t.update({"o.0.step": th.tensor(-1.0)})),
+        (th.optim.Adam, lambda t: t.update({f"o.-1.{key}": t.pop(f"o.1.{key}") for key in ("step", "exp_avg")})),
+        # Begins with a state, and cannot do without
+        (th.optim.Adagrad, lambda t: [t.pop(f"o.0.{key}") for key in ("step", "sum")]),
+        (partial(th.optim.SGD, momentum=0.9), lambda t: t.update({"o.0.momentum_buffer": th.full((2, 3), th.inf)})),
+    ],
+)
+def test_states_that_no_step_can_be_made_from_are_refused(optimizer_class: Any, change: Any) -> None:
+    _, optimizer = stepped(optimizer_class)
+    tensors, plain = optimizer_tensors("o", optimizer)
+    fresh = optimizer_class(nn.Linear(3, 2).parameters())
+    restore_optimizer("o", fresh, dict(tensors), json.loads(json.dumps(plain)))
+    change(tensors)
+    with pytest.raises(ValueError, match=r"optimizer.safetensors does not hold the state of this model's o"):
+        restore_optimizer("o", optimizer_class(nn.Linear(3, 2).parameters()), tensors, json.loads(json.dumps(plain)))
