@@ -192,7 +192,7 @@ def read_into(path: Path, module: nn.Module) -> None:
 
     :param path: A safetensors file whose header has been compared
     :param module: Module, on any device
-    :raises ValueError: if the file is damaged, or replaced meanwhile
+    :raises ValueError: if the file is damaged, holds numbers that are not finite, or is replaced meanwhile
     """
     tensors, mark = dict(module.state_dict()), read_header(path)[1]
     try:
@@ -203,8 +203,13 @@ def read_into(path: Path, module: nn.Module) -> None:
                 size = 0
                 while tensors and size < MOST_MAPPED_BYTES:
                     name = next(iter(tensors))
-                    tensor = tensors.pop(name)
-                    tensor.copy_(file.get_tensor(name))
+                    tensor, found = tensors.pop(name), file.get_tensor(name)
+                    if not found.isfinite().all():
+                        raise ValueError(
+                            f"{path.name} holds numbers that are not finite in {name}: it is damaged, or of a training "
+                            "that diverged. Save or download the checkpoint again."
+                        )
+                    tensor.copy_(found)
                     size += tensor.numel() * tensor.element_size()
     except SafetensorError as error:
         raise ValueError(f"{path.name} is damaged or cut short ({error}).") from error

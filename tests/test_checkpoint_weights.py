@@ -77,6 +77,14 @@ def test_tensors_come_back_into_a_module(at_once: int, tmp_path: Path, monkeypat
     assert all((second.state_dict()[name] == value).all() for name, value in first.state_dict().items())
 
 
+@pytest.mark.parametrize("value", [th.nan, th.inf, -th.inf])
+def test_numbers_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    tensors = {"weight": th.zeros(2, 3), "bias": th.tensor([0.0, value])}
+    write_tensors(tmp_path / "x.safetensors", tensors, {})
+    with pytest.raises(ValueError, match=r"x\.safetensors holds numbers that are not finite in bias"):
+        read_into(tmp_path / "x.safetensors", nn.Linear(3, 2))
+
+
 def test_fingerprints_tell_names_and_numbers_apart() -> None:
     tensors = {"a": th.arange(3.0), "b": th.zeros(0)}
     assert fingerprint(tensors) == fingerprint({"b": th.zeros(0), "a": th.arange(3.0)})
