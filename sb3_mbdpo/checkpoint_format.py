@@ -266,9 +266,24 @@ def decode_arguments(algorithm: type, written: Any, custom: Mapping[str, Any]) -
         if not _matches(arguments[name], annotation):
             wanted = getattr(annotation, "__name__", None) or str(annotation)
             raise ValueError(f"{name} must be {wanted}, the file holds {value!r}.")
+        arguments[name] = _as_real(name, arguments[name], annotation)
     if isinstance(arguments.get("train_freq"), list):
         arguments["train_freq"] = tuple(arguments["train_freq"])
     return arguments
+
+
+def _as_real(name: str, value: Any, annotation: Any) -> Any:
+    """A whole number as a float where a real one is asked for: PyTorch takes no integers of more than 64 bits."""
+    kinds = typing.get_args(annotation) or (annotation,)
+    # A size is the key of a table, and is shown as it is written there
+    if not isinstance(value, int) or isinstance(value, bool) or name == "model_size":
+        return value
+    if int in kinds or float not in kinds:
+        return value
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} in the file is absurd: no number of {len(str(value))} digits is taken.") from error
 
 
 def _check_size(name: str, value: Any) -> None:

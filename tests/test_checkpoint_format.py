@@ -143,6 +143,17 @@ def test_arguments_of_another_type_or_size_are_refused(arguments: Any, message: 
         decode_arguments(MBDPO, arguments, {})
 
 
+def test_real_numbers_written_as_whole_ones_are_real_whole_ones_stay_whole() -> None:
+    written = {"temperature": 10**30, "learning_rate": 1, "prior_margin": -0, "model_size": 5, "episodic": True}
+    found = decode_arguments(MBDPO, written | {"warm_denoising_steps": 2, "seed": 3, "train_freq": 4, "horizon": 3}, {})
+    assert [type(found[name]) for name in ("temperature", "learning_rate", "prior_margin")] == [float] * 3
+    whole = {name: found[name] for name in ("model_size", "warm_denoising_steps", "seed", "train_freq", "horizon")}
+    assert list(whole.values()) == [5, 2, 3, 4, 3] and {type(value) for value in whole.values()} == {int}
+    assert found["temperature"] == 1e30 and found["episodic"] is True
+    with pytest.raises(ValueError, match="energy_coef in the file is absurd: no number of 401 digits"):
+        decode_arguments(MBDPO, {"energy_coef": 10**400}, {})
+
+
 def test_arguments_that_fit() -> None:
     found = decode_arguments(MBDPO, {"train_freq": [2, "episode"], "tau": 1, "episodic": None, "batch_size": 7}, {})
     assert found == {"train_freq": (2, "episode"), "tau": 1, "episodic": None, "batch_size": 7}
