@@ -172,7 +172,7 @@ SETTINGS: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "value"), SETTINGS)
+@pytest.mark.parametrize(("key", "value"), SETTINGS, ids=lambda part: str(part)[:12])
 def test_settings_that_no_step_can_be_made_with_are_refused(key: str, value: Any) -> None:
     _, optimizer = stepped(th.optim.Adam)
     tensors, plain = optimizer_tensors("o", optimizer)
