@@ -67,18 +67,36 @@ def check_environment(env_id: str, env_kwargs: dict[str, Any] | None = None, con
     :param continuous: Whether the algorithm acts in Box spaces alone, as MBDPO does
     :raises BadInputError: if it is not registered, its package is missing, or MBDPO cannot act in it
     """
+    check_registered(env_id)
+    try:
+        env = gym.make(env_id, disable_env_checker=True, **(env_kwargs or {}))
+    except (ImportError, RuntimeError, gym.error.Error, TypeError) as error:
+        raise BadInputError(f"{env_id} cannot be made: {sentence(error)}") from error
+    actions = env.action_space
+    env.close()
+    if continuous:
+        check_actions(env_id, actions)
+
+
+def check_registered(env_id: str) -> None:
+    """
+    :param env_id: Environment id
+    :raises BadInputError: if it is not registered, or its package is missing
+    """
     if env_id not in gym.registry:
         raise BadInputError(_unregistered(env_id))
     command = _missing_package(str(gym.spec(env_id).entry_point))
     if command:
         raise BadInputError(f"{env_id} needs a package that is not installed: run `{command}`.")
-    try:
-        env = gym.make(env_id, disable_env_checker=True, **(env_kwargs or {}))
-    except (ImportError, RuntimeError, gym.error.Error, TypeError) as error:
-        raise BadInputError(f"{env_id} cannot be made: {_sentence(error)}") from error
-    actions = env.action_space
-    env.close()
-    if continuous and not isinstance(actions, spaces.Box):
+
+
+def check_actions(env_id: str, actions: spaces.Space) -> None:
+    """
+    :param env_id: Environment id
+    :param actions: Its action space
+    :raises BadInputError: if MBDPO cannot act in it
+    """
+    if not isinstance(actions, spaces.Box):
         raise BadInputError(
             f"{env_id} has {actions} actions and MBDPO plans in finite Box spaces: take a continuous variant of it, or "
             "another algorithm (--algo)."
@@ -106,8 +124,12 @@ def _missing_package(entry_point: str) -> str | None:
     return None
 
 
-def _sentence(error: BaseException) -> str:
-    return f"{error}".strip().splitlines()[0] if f"{error}".strip() else type(error).__name__
+def sentence(error: BaseException) -> str:
+    """
+    :param error: What was raised
+    :return: The first line of its message, without a stop
+    """
+    return (f"{error}".strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 # --- hyperparameters --------------------------------------------------------------------------------------------------
@@ -124,7 +146,7 @@ def read_entry(config: str, env_id: str, overrides: Mapping[str, Any] | None = N
     try:
         entries = yaml.safe_load(Path(config).read_text())
     except OSError as error:
-        raise BadInputError(f"There is no configuration file {config} ({_sentence(error)}).") from error
+        raise BadInputError(f"There is no configuration file {config} ({sentence(error)}).") from error
     except yaml.YAMLError as error:
         raise BadInputError(f"{config} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(entries, dict) or not any(isinstance(entries.get(name), dict) for name in (env_id, "default")):
@@ -193,7 +215,7 @@ def check_saved_model(path: str, algo: str) -> None:
             data = json.loads(archive.read("data"))
             policy = data.get("policy_class", {})
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise BadInputError(f"{path} is not a model that Stable-Baselines3 saved ({_sentence(error)}).") from error
+        raise BadInputError(f"{path} is not a model that Stable-Baselines3 saved ({sentence(error)}).") from error
     module = str(policy.get("__module__", "")) if isinstance(policy, dict) else ""
     # Whatever class its policy is of, a model of MBDPO has its arguments
     if module and "denoising_steps" not in data:

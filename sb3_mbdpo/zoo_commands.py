@@ -18,6 +18,7 @@ from rl_zoo3.utils import EnvironmentName, StoreDict, get_model_path
 
 from sb3_mbdpo import quickstart, zoo, zoo_checks
 from sb3_mbdpo.suites.rendering import choose_backend
+from sb3_mbdpo.training_checks import check_device, check_log_folder, check_values
 from sb3_mbdpo.zoo_checks import BadInputError
 
 PROG = "mbdpo"
@@ -147,6 +148,7 @@ def _training_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--algo", default=zoo.ALGO)
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("-n", "--n-timesteps", default="-1")
     parser.add_argument("-f", "--log-folder", default="logs")
     parser.add_argument("-i", "--trained-agent", default="")
     parser.add_argument("-conf", "--conf-file", default=str(zoo.default_config()))
@@ -160,17 +162,21 @@ def _training_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _check_training(given: argparse.Namespace) -> dict[str, Any]:
     """:return: The hyperparameters that training will use, as far as they are this package's business"""
-    entry: dict[str, Any] = {}
-    if given.algo == zoo.ALGO and given.conf_file.endswith((".yml", ".yaml")):
-        entry = zoo_checks.read_entry(given.conf_file, given.env, given.hyperparams)
-        zoo_checks.check_hyperparams(entry, f"{given.conf_file}, {given.env}")
-    zoo_checks.check_environment(
-        given.env, (entry.get("env_kwargs") or {}) | given.env_kwargs, continuous=given.algo == zoo.ALGO
-    )
+    check_device(given.device)
     if given.trained_agent:
         if not given.trained_agent.endswith(".zip") or not Path(given.trained_agent).is_file():
             raise BadInputError(f"There is no trained agent {given.trained_agent}: -i takes the path of its .zip file.")
         zoo_checks.check_saved_model(given.trained_agent, given.algo)
+    entry: dict[str, Any] = {}
+    if given.algo == zoo.ALGO and given.conf_file.endswith((".yml", ".yaml")):
+        where = f"{given.conf_file}, {given.env}"
+        entry = zoo_checks.read_entry(given.conf_file, given.env, given.hyperparams)
+        zoo_checks.check_hyperparams(entry, where)
+        check_values(given, entry, where)
+    else:
+        zoo_checks.check_environment(given.env, given.env_kwargs, continuous=given.algo == zoo.ALGO)
+    # Last, as it is made
+    check_log_folder(given.log_folder)
     return entry
 
 

@@ -11,7 +11,7 @@ from stable_baselines3 import SAC
 
 pytest.importorskip("rl_zoo3")
 
-from sb3_mbdpo import MBDPO, MlpPolicy, cli, zoo_checks
+from sb3_mbdpo import MBDPO, MlpPolicy, cli, zoo, zoo_checks
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +77,78 @@ def test_unknown_hyperparameters(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "is not YAML" in said(capsys, "train", "--env", "Pendulum-v1", "-conf", str(config))
     config.write_text("Hopper-v5: {}")
     assert "no entry for Pendulum-v1" in said(capsys, "train", "--env", "Pendulum-v1", "-conf", str(config))
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Programs of the zoo that were entered, none of which runs."""
+    programs: list[str] = []
+    monkeypatch.setattr(zoo, "hand_over", lambda program, *rest: programs.append(program))
+    return programs
+
+
+@pytest.mark.parametrize(
+    ("hyperparam", "words"),
+    [
+        ("horizon:0", "horizon must be a whole number of at least 1, got 0."),
+        ("preset:'nope'", "nope"),
+        ("learning_rate:'abc'", "'lin_1e-3', got 'abc'."),
+        ("learning_rate:'lin_x'", "'lin_1e-3', got 'lin_x'."),
+        ("learning_rate:-1e-3", "learning rate"),
+        ("policy:'CnnPolicy'", "CnnPolicy needs image observations"),
+        ("policy:'nope.Nope'", "policy='nope.Nope' does not work: No module named 'nope'."),
+        ("policy_kwargs:{'widht': 5}", "widht"),
+        ("n_envs:0", "n_envs must be a whole number of at least 1, got 0."),
+        ("n_timesteps:-1", "n_timesteps must be at least 1, got -1."),
+        ("normalize:'x'", "normalize='x' does not work: name 'x' is not defined."),
+        ("normalize:'5'", "normalize must be True, False or keywords, got '5'."),
+        ("callback:'sb3_mbdpo.Foo'", "callback='sb3_mbdpo.Foo' does not work: module 'sb3_mbdpo' has no"),
+        ("env_wrapper:'nope.Nope'", "env_wrapper='nope.Nope' does not work: No module named 'nope'."),
+        ("env_wrapper:{'sb3_mbdpo.wrappers.ActionRepeat': {'repeta': 2}}", "unexpected keyword argument 'repeta'."),
+        ("env_kwargs:{'gravity': 5}", "Pendulum-v1 cannot be made"),
+        ("noise_type:'foo'", "noise_type must be 'normal' or 'ornstein-uhlenbeck', got 'foo'."),
+        ("noise_type:'normal'", "needs noise_std, a number of at least 0, got None."),
+        ("noise_std:0.1", "noise_std is for noise_type"),
+    ],
+)
+def test_values_that_cannot_work(
+    hyperparam: str, words: str, begun: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    where = ("--env", "Pendulum-v1", "-f", str(tmp_path / "logs"), "--device", "cpu")
+    assert words in said(capsys, "train", *where, "-params", hyperparam)
+    assert not begun
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_and_folders_that_cannot_be_used(begun: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert "--device foo cannot be used" in said(capsys, "train", "--env", "Pendulum-v1", "--device", "foo")
+    (tmp_path / "file").touch()
+    for folder in ("file", "file/logs"):
+        text = said(capsys, "train", "--env", "Pendulum-v1", "--device", "cpu", "-f", str(tmp_path / folder))
+        assert "cannot be written" in text
+    assert not begun
+
+
+def test_values_that_work(begun: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    where = ("train", "--env", "Pendulum-v1", "-f", str(tmp_path), "--device", "cpu", "-params")
+    for hyperparams in (
+        ("learning_rate:'lin_1e-3'", "normalize:True", "n_envs:2"),
+        ("noise_type:'normal'", "noise_std:0.1", "normalize:'dict(norm_obs=False)'", "gamma:0.99"),
+        ("env_wrapper:'gymnasium.wrappers.FlattenObservation'", "frame_stack:2", "model_size:19"),
+        ("policy:'sb3_mbdpo.MlpPolicy'", "policy_kwargs:'dict(n_critics=3)'", "env_kwargs:{'g': 5.0}"),
+    ):
+        assert cli.main([*where, *hyperparams]) == 0
+    assert capsys.readouterr().out == ""
+    assert begun == ["train"] * 4
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_entry_with_wrappers_works(begun: list[str], tmp_path: Path):
+    pytest.importorskip("shimmy")
+    pytest.importorskip("dm_control")
+    # Observations are dicts before they are wrapped, for a policy that takes none
+    assert cli.main(["train", "--env", "dm_control/cartpole-swingup-v0", "-f", str(tmp_path), "--device", "cpu"]) == 0
+    assert begun == ["train"]
 
 
 def test_runs_that_are_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path):
