@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ from sb3_mbdpo.learning_commands import (
     ArgumentsError,
     StopWhenAsked,
     add_shared_arguments,
+    before_learning,
     learn_and_save,
     model_arguments,
     model_file,
@@ -27,6 +29,7 @@ from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.multitask_env import make_env, make_multitask_env
 from sb3_mbdpo.tasks import NEAREST, Task, TaskSet
 from sb3_mbdpo.weight_averaging import WeightAveraging
+from sb3_mbdpo.zoo_checks import check_actions, check_environment
 
 # Seeds of the evaluation episodes, away from the small numbers people train with
 EVALUATION_SEED = 10_000
@@ -92,16 +95,11 @@ def _finetune(args: argparse.Namespace) -> int:
     path, source = target_file(args.save), model_file(args.model)
     if not source.is_file():
         raise ArgumentsError(f"{source} does not exist: pass the file of a saved model as --model.")
-    given = {"buffer_size": max(args.steps, 1_000)} | model_arguments(args)
-    model = MBDPO.load(source, device=args.device, verbose=args.verbose, **given)
-    _check(model, args)
-    if args.rehearse is None and args.rehearse_share is not None:
-        raise ArgumentsError("--rehearse-share is for --rehearse: pass the data there.")
-    if args.rehearse is None and model._rehearsal_share > 0:
-        print("The model was learning beside recorded data; without --rehearse it goes on without.")
-    data = None if args.rehearse is None else offline_data(args.rehearse, args.shards_dir)
-    model.rehearse(data, args.rehearse_share, args.shards_dir)
-    before, fresh_start = _prepare(model, args)
+    with before_learning():
+        model = _opened(source, args)
+        is_new = _give_env(model, args)
+    before = _scores(model, args)
+    fresh_start = is_new or _begin_anew(model, args)
     stop = StopWhenAsked(str(path))
     callbacks: list[BaseCallback] = [stop] if args.average_weights is None else [stop, args.average_weights]
 
@@ -119,14 +117,26 @@ def _finetune(args: argparse.Namespace) -> int:
     return code
 
 
+def _opened(source: Path, args: argparse.Namespace) -> MBDPO:
+    """The saved model, with the data to rehearse."""
+    given = {"buffer_size": max(args.steps, 1_000)} | model_arguments(args)
+    model = MBDPO.load(source, device=args.device, verbose=args.verbose, **given)
+    _check(model, args)
+    if args.rehearse is None and args.rehearse_share is not None:
+        raise ArgumentsError("--rehearse-share is for --rehearse: pass the data there.")
+    if args.rehearse is None and model._rehearsal_share > 0:
+        print("The model was learning beside recorded data; without --rehearse it goes on without.")
+    data = None if args.rehearse is None else offline_data(args.rehearse, args.shards_dir)
+    return model.rehearse(data, args.rehearse_share, args.shards_dir)
+
+
 def _check(model: MBDPO, args: argparse.Namespace) -> None:
     """Refuse what does not go with the model, before data is converted."""
     tasks = model.tasks
     if args.task is None and args.env is None:
         raise ArgumentsError("Pass the environment, --env ID.")
     if args.env is not None:
-        # An id without its version, or behind a module's name, is one too
-        gym.make(args.env).close()
+        _check_environment(args.env)
     if tasks is None:
         given = [name for name in ("task", "like", "name", "trainable") if getattr(args, name) is not None]
         if given:
@@ -137,12 +147,25 @@ def _check(model: MBDPO, args: argparse.Namespace) -> None:
         _known(tasks, args.like)
 
 
-def _prepare(model: MBDPO, args: argparse.Namespace) -> tuple[Scores, bool]:
-    """Give the model its environment; returns scores, and whether steps are counted from zero."""
-    tasks, learning_starts = model.tasks, dict(args.set).get("learning_starts")
+def _check_environment(env_id: str) -> None:
+    try:
+        # An id without its version, or behind a module's name, is one too
+        env = gym.make(env_id)
+    except (ImportError, gym.error.Error) as error:
+        # What is mistyped, or has to be installed
+        if ":" not in env_id:
+            check_environment(env_id)
+        raise ArgumentsError(str(error)) from error
+    env.close()
+    check_actions(env_id, env.action_space, other_algorithms=False)
+
+
+def _give_env(model: MBDPO, args: argparse.Namespace) -> bool:
+    """Give the model its environment; returns whether that is a new task's."""
+    tasks = model.tasks
     if tasks is None:
         model.set_env(Monitor(gym.make(args.env)))
-        return _scores(model, args), _begin_anew(model, episode_length_of(cast(VecEnv, model.env)), learning_starts)
+        return False
     if args.task is None:
         like = args.like or NEAREST
         added = model.add_task(
@@ -150,17 +173,16 @@ def _prepare(model: MBDPO, args: argparse.Namespace) -> tuple[Scores, bool]:
             args.name,
             None if like == FRESH else like,
             trainable=args.trainable,
-            learning_starts=learning_starts,
+            learning_starts=dict(args.set).get("learning_starts"),
         )
         print(f"Task {added.task.name!r} starts from {added.source or 'a fresh embedding'}")
-        return _scores(model, args), True
-    known = tasks[args.task]
+        return True
     model.set_env(make_multitask_env(tasks, {args.task: args.env} if args.env else None, [args.task]))
     model.set_trainable(args.trainable)
-    return _scores(model, args), _begin_anew(model, known.episode_length, learning_starts)
+    return False
 
 
-def _begin_anew(model: MBDPO, episode_length: int | None, learning_starts: int | None) -> bool:
+def _begin_anew(model: MBDPO, args: argparse.Namespace) -> bool:
     """Whether steps are counted from zero: with those so far, of either kind, no update would wait for data."""
     assert model.replay_buffer is not None
     if model.replay_buffer.size() > 0 and not model._counts_offline_steps:
@@ -168,7 +190,9 @@ def _begin_anew(model: MBDPO, episode_length: int | None, learning_starts: int |
         return False
     # What has learned nothing yet begins with random steps, as it would have
     if model._n_updates > 0:
-        model._begin_finetuning(episode_length, learning_starts)
+        tasks = model.tasks
+        length = episode_length_of(cast(VecEnv, model.env)) if tasks is None else tasks[args.task].episode_length
+        model._begin_finetuning(length, dict(args.set).get("learning_starts"))
     return True
 
 

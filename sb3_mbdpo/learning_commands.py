@@ -23,6 +23,12 @@ from sb3_mbdpo.shard_format import DESCRIPTION
 from sb3_mbdpo.shards import ShardedDataset
 
 FAILURES = (ValueError, ImportError, OSError, RuntimeError, gym.error.Error)
+# What arguments are refused with where models, data and environments are opened; a package that is missing, or a disk
+# that is full, is no mistake in them
+REFUSALS = (
+    *(ValueError, TypeError, AssertionError, RuntimeError, gym.error.Error),
+    *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
+)
 INTERRUPTED = 130
 # Arguments of MBDPO that the commands decide themselves
 OWN = ("policy", "env", "tasks", "_init_setup_model")
@@ -30,6 +36,21 @@ OWN = ("policy", "env", "tasks", "_init_setup_model")
 
 class ArgumentsError(ValueError):
     """Arguments that turn out not to work."""
+
+
+@contextmanager
+def before_learning() -> Iterator[None]:
+    """
+    A block in which nothing is learned yet: what is refused there is a mistake in the arguments.
+
+    :raises ArgumentsError: in place of what was raised
+    """
+    try:
+        yield
+    except ArgumentsError:
+        raise
+    except REFUSALS as error:
+        raise ArgumentsError(str(error) or type(error).__name__) from error
 
 
 class StopWhenAsked(BaseCallback):

@@ -24,6 +24,7 @@ from sb3_mbdpo.learning_commands import (
     ArgumentsError,
     StopWhenAsked,
     add_shared_arguments,
+    before_learning,
     learn_and_save,
     model_arguments,
     offline_data,
@@ -107,7 +108,7 @@ def pretrain(argv: Sequence[str] | None = None) -> int:
 def _pretrain(args: argparse.Namespace) -> int:
     path = target_file(args.save)
     with process_group(args.timeout) as ranks:
-        with ranks.together():
+        with ranks.together(), before_learning():
             data = offline_data(args.data, args.shards_dir)
             model, resumed = _pretrained_so_far(args, path, data, ranks)
             left = args.steps - model.num_timesteps
@@ -168,6 +169,8 @@ def _scaled_rate(args: argparse.Namespace) -> dict[str, float]:
     rate, batch_size = (given.get(name, values[name]) for name in ("learning_rate", "batch_size"))
     if isinstance(rate, bool) or not isinstance(rate, (int, float)):
         raise ArgumentsError(f"--scale-learning-rate needs a number as learning_rate, got {rate!r}.")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ArgumentsError(f"--scale-learning-rate needs a whole number as batch_size, got {batch_size!r}.")
     reference = args.reference_batch_size or values["batch_size"]
     return {"learning_rate": scaled_learning_rate(rate, batch_size, reference, args.scale_learning_rate)}
 

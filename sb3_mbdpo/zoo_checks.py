@@ -90,16 +90,18 @@ def check_registered(env_id: str) -> None:
         raise BadInputError(f"{env_id} needs a package that is not installed: run `{command}`.")
 
 
-def check_actions(env_id: str, actions: spaces.Space) -> None:
+def check_actions(env_id: str, actions: spaces.Space, other_algorithms: bool = True) -> None:
     """
     :param env_id: Environment id
     :param actions: Its action space
+    :param other_algorithms: Whether the command has others than MBDPO
     :raises BadInputError: if MBDPO cannot act in it
     """
     if not isinstance(actions, spaces.Box):
+        other = ", or another algorithm (--algo)" if other_algorithms else ""
         raise BadInputError(
-            f"{env_id} has {actions} actions and MBDPO plans in finite Box spaces: take a continuous variant of it, or "
-            "another algorithm (--algo)."
+            f"{env_id} has {actions} actions and MBDPO plans in finite Box spaces: take a continuous variant of "
+            f"it{other}."
         )
 
 

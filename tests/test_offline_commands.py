@@ -228,7 +228,7 @@ def test_fine_tuning_beside_the_data_of_pretraining(tmp_path: Path, monkeypatch:
     shares.clear()
     assert finetune([*arguments[:1], str(tmp_path / "tuned"), *arguments[2:]]) == 0
     assert set(shares) == {0.0}
-    assert finetune([*arguments, *data[:-1], "2"]) == 1
+    assert finetune([*arguments, *data[:-1], "2"]) == 2
     assert finetune([*arguments, *data[-2:]]) == 2
 
 
@@ -300,9 +300,11 @@ def test_checkpoints_stand_when_something_fails(tmp_path: Path, monkeypatch: pyt
         (["slow=test/slow-v0", "test/fast-v0", "--save", "x"], 2, "all data sets as TASK=ID"),
         (["test/slow-v0", "a.pt", "--save", "x"], 2, "one kind"),
         (["test/slow-v0", "--save", "x", "--resume"], 2, "nothing to --resume"),
-        (["test/none-v0", "--save", "x"], 1, "minari download test/none-v0"),
-        (["none.pt", "--save", "x"], 1, "download the chunk first"),
-        (["test/slow-v0", "--save", "x", "--set", "horizon=0"], 1, "horizon must be"),
+        (["test/none-v0", "--save", "x"], 2, "minari download test/none-v0"),
+        (["none.pt", "--save", "x"], 2, "download the chunk first"),
+        (["test/slow-v0", "--save", "x", "--set", "horizon=0"], 2, "horizon must be"),
+        (["test/slow-v0", "--save", "x", "--set", "learning_rate=abc"], 2, "learning rate"),
+        (["test/slow-v0", "--save", "x", "--device", "foo"], 2, "foo"),
         (["test/slow-v0", "--save", "file/x"], 2, "is no folder"),
         (["test/slow-v0", "--save", "new/"], 2, "is a folder: name the file"),
         (["test/slow-v0", "--save", "."], 2, "is a folder: name the file"),
@@ -311,6 +313,11 @@ def test_checkpoints_stand_when_something_fails(tmp_path: Path, monkeypatch: pyt
             ["test/slow-v0", "--save", "x", "--scale-learning-rate", "sqrt", "--set", "learning_rate=fast"],
             2,
             "needs a number as learning_rate, got 'fast'",
+        ),
+        (
+            ["test/slow-v0", "--save", "x", "--scale-learning-rate", "sqrt", "--set", "batch_size=abc"],
+            2,
+            "needs a whole number as batch_size, got 'abc'",
         ),
     ],
 )
@@ -355,13 +362,20 @@ def test_what_fine_tuning_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--model", several, "--env", "Pendulum-v1", "--like", "fats"], 2, "did you mean"),
         (["--model", several, "--env", "Pendulum-v1", "--like", "fast", "--task", "fast"], 2, "not allowed with"),
         (["--model", several, "--env", "Pendulum-v1", "--trainable", "all"], 2, "invalid choice"),
-        (["--model", several, "--env", "Nothing-v0"], 1, "Nothing"),
-        (["--model", several, "--env", "nothing.here:Nothing-v0"], 1, "nothing"),
-        (["--model", several, "--env", "Nothing-v0", "--rehearse", "none.pt"], 1, "Nothing"),
-        (["--model", several, "--env", "LunarLander-v3"], 1, "mbdpo finetune: error"),
+        (["--model", several, "--env", "Nothing-v0"], 2, "There is no environment 'Nothing-v0'; "),
+        (["--model", several, "--env", "nothing.here:Nothing-v0"], 2, "nothing"),
+        (["--model", several, "--env", "Nothing-v0", "--rehearse", "none.pt"], 2, "Nothing"),
+        (["--model", several, "--env", "LunarLander-v3"], 2, "mbdpo finetune: error"),
+        (["--model", several, "--env", "CartPole-v1"], 2, "has Discrete(2) actions"),
+        (["--model", several, "--env", "Pendulum-v1", "--name", "fast"], 2, "fast"),
+        (["--model", several, "--env", "Pendulum-v1", "--set", "horizon=0"], 2, "horizon must be"),
+        (["--model", several, "--env", "Pendulum-v1", "--set", "learning_rate=abc"], 2, "learning rate"),
+        (["--model", several, "--env", "Pendulum-v1", "--rehearse", "none.pt"], 2, "download the chunk"),
+        (["--model", several, "--env", "Pendulum-v1", "--device", "foo"], 2, "foo"),
         (["--model", one, "--env", "Pendulum-v1", "--like", "fast"], 2, "leave out --like"),
         (["--model", one, "--env", "Pendulum-v1", "--average-weights", "1"], 2, "between 0 and 1"),
     ):
-        assert finetune([*map(str, arguments), "--save", str(tmp_path / "x"), "--device", "cpu"]) == code
-        assert words in capsys.readouterr().err
+        assert finetune(["--save", str(tmp_path / "x"), "--device", "cpu", *map(str, arguments)]) == code
+        said = capsys.readouterr().err
+        assert words in said and said.count("mbdpo finetune: error:") == 1
     assert not (tmp_path / "x.zip").exists()
