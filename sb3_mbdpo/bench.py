@@ -9,8 +9,9 @@ import numpy as np
 import torch as th
 
 from sb3_mbdpo import MBDPO
+from sb3_mbdpo.learning_commands import positive
 from sb3_mbdpo.presets import PRESETS
-from sb3_mbdpo.zoo_checks import check_environment
+from sb3_mbdpo.zoo_checks import BadInputError, check_device, check_environment, sentence
 
 
 def bench(arguments: Sequence[str]) -> int:
@@ -25,19 +26,22 @@ def bench(arguments: Sequence[str]) -> int:
     parser.add_argument("--env", default="Pendulum-v1", help="environment id")
     parser.add_argument("--preset", default="auto", choices=["auto", *PRESETS], help="preset of MBDPO")
     parser.add_argument("--policy", default="MlpPolicy", help="policy of MBDPO")
-    parser.add_argument("--repeat", type=int, default=20, help="repetitions of each measurement")
+    parser.add_argument("--repeat", type=positive, default=20, help="repetitions of each measurement")
     parser.add_argument("--num-threads", type=int, default=-1, help="threads of PyTorch (-1: its default)")
     parser.add_argument("--device", default="auto", help="PyTorch device")
     args = parser.parse_args(list(arguments))
     check_environment(args.env)
+    check_device(args.device)
     if args.num_threads > 0:
         th.set_num_threads(args.num_threads)
 
     env = gym.make(args.env)
     # As much replay as a batch of whole sequences needs, no more
-    model = MBDPO(
-        args.policy, env, preset=args.preset, device=args.device, buffer_size=1_000, learning_starts=500, seed=0
-    )
+    sizes = {"buffer_size": 1_000, "learning_starts": 500}
+    try:
+        model = MBDPO(args.policy, env, preset=args.preset, device=args.device, seed=0, **sizes)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise BadInputError(f"MBDPO cannot be built for {args.env}: {sentence(error)}.") from error
     model.learn(500)
     observation, plan = env.reset(seed=0)[0], None
     _, plan = model.predict(observation, deterministic=True)

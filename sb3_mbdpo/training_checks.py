@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import torch as th
 from rl_zoo3.exp_manager import ExperimentManager
-from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbdpo.arguments import check_arguments, resolve_defaults
@@ -30,17 +28,6 @@ NOISES = ("normal", "ornstein-uhlenbeck")
 # Networks of up to so many million parameters are built in a quarter of a second
 QUICKLY_BUILT = 5
 SMALL_BUFFER = 1_000
-
-
-def check_device(device: str) -> None:
-    """
-    :param device: A PyTorch device, or "auto"
-    :raises BadInputError: if nothing can be put there
-    """
-    try:
-        th.empty(0, device=get_device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise BadInputError(f"--device {device} cannot be used: {sentence(error)}.") from error
 
 
 def check_log_folder(folder: str) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import torch as th
 import yaml
 from gymnasium import spaces
+from stable_baselines3.common.utils import get_device
 
 from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.suites.catalogue import SUITES
@@ -132,6 +134,20 @@ def sentence(error: BaseException) -> str:
     :return: The first line of its message, without a stop
     """
     return (f"{error}".strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+# --- devices -----------------------------------------------------------------------------------------------------------
+
+
+def check_device(device: str) -> None:
+    """
+    :param device: A PyTorch device, or "auto"
+    :raises BadInputError: if nothing can be put there
+    """
+    try:
+        th.empty(0, device=get_device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise BadInputError(f"--device {device} cannot be used: {sentence(error)}.") from error
 
 
 # --- hyperparameters --------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from rl_zoo3.utils import EnvironmentName, StoreDict, get_model_path
 
 from sb3_mbdpo import quickstart, zoo, zoo_checks
 from sb3_mbdpo.suites.rendering import choose_backend
-from sb3_mbdpo.training_checks import check_device, check_log_folder, check_values
+from sb3_mbdpo.training_checks import check_log_folder, check_values
 from sb3_mbdpo.zoo_checks import BadInputError
 
 PROG = "mbdpo"
@@ -162,7 +162,7 @@ def _training_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _check_training(given: argparse.Namespace) -> dict[str, Any]:
     """:return: The hyperparameters that training will use, as far as they are this package's business"""
-    check_device(given.device)
+    zoo_checks.check_device(given.device)
     if given.trained_agent:
         if not given.trained_agent.endswith(".zip") or not Path(given.trained_agent).is_file():
             raise BadInputError(f"There is no trained agent {given.trained_agent}: -i takes the path of its .zip file.")

@@ -191,6 +191,26 @@ def test_bench(capsys: pytest.CaptureFixture[str]):
     assert min(times) > 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--policy", "Foo"], "Foo"),
+        (["--policy", "CnnPolicy"], "CnnPolicy needs image observations"),
+        (["--device", "foo"], "--device foo cannot be used"),
+    ],
+)
+def test_what_bench_refuses(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["bench", "--preset", "debug", "--device", "cpu", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mbdpo bench: ") and words in said and len(said.splitlines()) == 1
+
+
+def test_bench_repeats_at_least_once(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["bench", "--repeat", "0"])
+    assert "at least 1" in capsys.readouterr().err
+
+
 # --- the search space -------------------------------------------------------------------------------------------------
 
 
