@@ -45,7 +45,7 @@ def plot(arguments: Sequence[str]) -> int:
     :return: exit code
     """
     if arguments and arguments[0] in ZOO_PLOTS:
-        return _zoo_plot(ZOO_PLOTS[arguments[0]], list(arguments[1:]))
+        return _zoo_plot(arguments[0], list(arguments[1:]))
     parser = argparse.ArgumentParser(
         prog="mbdpo plot",
         description="Draw the evaluations of runs. `mbdpo plot train|all|file ...` are rl_zoo3's plot_train, all_plots "
@@ -174,7 +174,8 @@ def draw(
     figure.savefig(output, dpi=130)
 
 
-def _zoo_plot(program: str, arguments: list[str]) -> int:
+def _zoo_plot(word: str, arguments: list[str]) -> int:
+    program = ZOO_PLOTS[word]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--save", type=Path)
     given, rest = parser.parse_known_args(arguments)
@@ -183,7 +184,7 @@ def _zoo_plot(program: str, arguments: list[str]) -> int:
         asks = any(argument in ("-h", "--help", "--no-display", "--no-render") for argument in rest)
         if program == "plot_train" and given.save is None and not asks:
             raise BadInputError("There is no display to show the plot on: add --save FILE for a picture.")
-    zoo.hand_over(program, rest, "mbdpo")
+    zoo.hand_over(program, rest, f"mbdpo plot {word}")
     if given.save is not None:
         from matplotlib import pyplot
 

@@ -226,13 +226,13 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     return completed
 
 
-def hand_over(command: str, arguments: Sequence[str], prog: str = "python -m sb3_mbdpo.zoo") -> None:
+def hand_over(command: str, arguments: Sequence[str], prog: str | None = None) -> None:
     """
     Run a program of ``rl_zoo3`` with MBDPO among its algorithms.
 
     :param command: a key of ``COMMANDS``
     :param arguments: its arguments; what it needs to find MBDPO is filled in
-    :param prog: what its help calls the program, the command aside
+    :param prog: what its help calls the program; None: ``python -m sb3_mbdpo.zoo COMMAND``
     """
     register()
     completed = complete_arguments(command, arguments)
@@ -241,7 +241,7 @@ def hand_over(command: str, arguments: Sequence[str], prog: str = "python -m sb3
 
     # rl_zoo3 reads its arguments from sys.argv.
     module, function = COMMANDS[command]
-    previous_argv, sys.argv = sys.argv, [f"{prog} {command}", *completed]
+    previous_argv, sys.argv = sys.argv, [prog or f"python -m sb3_mbdpo.zoo {command}", *completed]
     try:
         if function is None:
             runpy.run_module(module, run_name="__main__")

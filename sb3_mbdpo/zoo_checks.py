@@ -136,7 +136,7 @@ def sentence(error: BaseException) -> str:
     return (f"{error}".strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-# --- devices -----------------------------------------------------------------------------------------------------------
+# --- devices ----------------------------------------------------------------------------------------------------------
 
 
 def check_device(device: str) -> None:

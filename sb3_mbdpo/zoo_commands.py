@@ -8,12 +8,13 @@ import io
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.storages.journal import JournalFileBackend
+from rl_zoo3 import train as zoo_train
 from rl_zoo3.utils import EnvironmentName, StoreDict, get_model_path
 
 from sb3_mbdpo import quickstart, zoo, zoo_checks
@@ -41,7 +42,7 @@ def train(arguments: Sequence[str]) -> int:
     if not _asks_for_help(arguments):
         _check_training(_training_arguments(arguments))
     with _versions_kept(arguments):
-        zoo.hand_over("train", arguments, PROG)
+        zoo.hand_over("train", arguments, f"{PROG} train")
     return 0
 
 
@@ -58,20 +59,25 @@ def tune(arguments: Sequence[str]) -> int:
             "mbdpo tune is mbdpo train --optimize-hyperparameters with the study kept in --storage (by default "
             "LOG_FOLDER/mbdpo/tuning.log), and the values of the configuration as its first trial.\n"
         )
-        zoo.hand_over("train", arguments, PROG)
+        zoo.hand_over("train", arguments, f"{PROG} tune")
         return 0
     given = _training_arguments(arguments)
     entry = _check_training(given)
     completed = [*arguments, "--optimize-hyperparameters"]
+    storage = given.storage or str(Path(given.log_folder) / zoo.ALGO / "tuning.log")
+    name = given.study_name or f"{given.env.replace('/', '-')}_{int(time.time())}"
     if given.algo == zoo.ALGO:
-        storage = given.storage or str(Path(given.log_folder) / zoo.ALGO / "tuning.log")
-        name = given.study_name or f"{given.env.replace('/', '-')}_{int(time.time())}"
         completed += [] if given.storage else ["--storage", storage]
         completed += [] if given.study_name else ["--study-name", name]
-        _enqueue_default(storage, name, zoo.default_trial(entry, given.device))
-        print(f"Study {name} in {storage}; go on with it by --study-name {name}")
+
+    def begin_study() -> None:
+        if given.algo == zoo.ALGO:
+            _enqueue_default(storage, name, zoo.default_trial(entry, given.device))
+            print(f"Study {name} in {storage}; go on with it by --study-name {name}")
+
     try:
-        zoo.hand_over("train", completed, PROG)
+        with _once_arguments_are_taken(begin_study):
+            zoo.hand_over("train", completed, f"{PROG} tune")
     except ValueError as error:
         if "No trials are completed" not in str(error):
             raise
@@ -90,7 +96,7 @@ def enjoy(arguments: Sequence[str]) -> int:
         _check_acting(given)
         if not given.no_render:
             zoo_checks.check_display()
-    zoo.hand_over("enjoy", arguments, PROG)
+    zoo.hand_over("enjoy", arguments, f"{PROG} enjoy")
     return 0
 
 
@@ -103,7 +109,7 @@ def video(arguments: Sequence[str]) -> int:
         zoo_checks.check_ffmpeg()
         _render_without_a_screen()
         _check_acting(_acting_arguments(arguments))
-    zoo.hand_over("record_video", arguments, PROG)
+    zoo.hand_over("record_video", arguments, f"{PROG} video")
     return 0
 
 
@@ -216,6 +222,22 @@ def _render_without_a_screen() -> None:
 
 
 # --- what the zoo does not keep ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _once_arguments_are_taken(begin: Callable[[], None]) -> Iterator[None]:
+    """Do something when rl_zoo3's train has looked at its arguments, which it may refuse, and before it begins."""
+    original = zoo_train.ExperimentManager
+
+    def manager(*args: Any, **kwargs: Any) -> Any:
+        begin()
+        return original(*args, **kwargs)
+
+    zoo_train.ExperimentManager = manager  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        zoo_train.ExperimentManager = original  # type: ignore[misc]
 
 
 def _enqueue_default(storage: str, name: str, values: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]):
     except SystemExit as ended:
         code = ended.code
     assert code == 0
-    assert "usage: mbdpo" in capsys.readouterr().out
+    assert f"usage: mbdpo {name} " in capsys.readouterr().out
 
 
 def test_a_missing_package_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -122,6 +122,14 @@ def test_tune_starts_from_the_preset(tmp_path: Path):
     assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
     assert study.trials[0].params == pytest.approx(zoo.default_trial({"preset": "debug"}))
     assert study.trials[1].params != study.trials[0].params
+
+
+def test_tune_begins_no_study_with_arguments_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["tune", "--env", ENV_ID, "--device", "cpu", "-f", str(tmp_path), "--sampler", "foo", *DEBUG])
+    said = capsys.readouterr()
+    assert "invalid choice: 'foo'" in said.err and "go on with it" not in said.out
+    assert not list(tmp_path.iterdir())
 
 
 def test_plots(log_folder: Path, tmp_path: Path):
