@@ -6,7 +6,9 @@ multiplied by the steps that a decision lasts (two on DMControl, Meta-World and 
 """
 
 import argparse
+import math
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from sb3_mbdpo import zoo
 from sb3_mbdpo.reference_curves import ReferenceCurve, reference_curve, reference_methods
 from sb3_mbdpo.suites.registration import DMCONTROL, MANISKILL, task_of
 from sb3_mbdpo.task_names import META_WORLD
-from sb3_mbdpo.zoo_checks import BadInputError, check_run, has_display, run_number
+from sb3_mbdpo.zoo_checks import BadInputError, check_run, has_display, run_number, sentence
 
 # The zoo's own programs by the word after `mbdpo plot`
 ZOO_PLOTS = {"train": "plot_train", "all": "all_plots", "file": "plot_from_file"}
@@ -58,7 +60,7 @@ def plot(arguments: Sequence[str]) -> int:
     parser.add_argument("--against", choices=[PAPER], help="draw the curves that the paper's authors released below")
     parser.add_argument("--task", help="name of the task in the reference, where the id does not say it")
     parser.add_argument("--methods", nargs="+", help="reference methods (default: mbdpo tdmpc2 sac, or the pixel ones)")
-    parser.add_argument("--max-timesteps", type=float, help="environment steps to draw")
+    parser.add_argument("--max-timesteps", type=_steps, help="environment steps to draw")
     parser.add_argument("-o", "--output", type=Path, help="picture to write (default: in the log folder)")
     args = parser.parse_args(list(arguments))
 
@@ -68,9 +70,38 @@ def plot(arguments: Sequence[str]) -> int:
     runs = read_runs(args.log_folder, args.algo, args.env, args.exp_id, success)
     name = f"{args.env.replace('/', '-')}{'_against_paper' if args.against else ''}.png"
     output = args.output or Path(args.log_folder) / args.algo / name
+    check_picture(output)
     draw(runs, references, args.env, steps_per_decision(task), output, args.max_timesteps)
     print(f"Wrote {output}")
     return 0
+
+
+def _steps(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be more than 0, got {text}")
+    return value
+
+
+def check_picture(path: Path) -> None:
+    """
+    Make the folder of a picture.
+
+    :param path: Picture to write
+    :raises BadInputError: if one of its kind cannot be written there
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    # What has no suffix is written as PNG, with one
+    if path.is_dir() or path.suffix[1:].lower() not in ("", *kinds):
+        raise BadInputError(f"{path} is no picture that can be written: name a file that ends in .{', .'.join(kinds)}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise BadInputError(f"{path} cannot be written: {sentence(error)}.") from error
 
 
 def find_references(task: str, methods: Sequence[str] | None = None, pixels: bool = False) -> list[ReferenceCurve]:
@@ -170,7 +201,6 @@ def draw(
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=9)
-    output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=130)
 
 
@@ -184,6 +214,9 @@ def _zoo_plot(word: str, arguments: list[str]) -> int:
         asks = any(argument in ("-h", "--help", "--no-display", "--no-render") for argument in rest)
         if program == "plot_train" and given.save is None and not asks:
             raise BadInputError("There is no display to show the plot on: add --save FILE for a picture.")
+    _check_runs(word, rest)
+    if given.save is not None:
+        check_picture(given.save)
     zoo.hand_over(program, rest, f"mbdpo plot {word}")
     if given.save is not None:
         from matplotlib import pyplot
@@ -191,3 +224,21 @@ def _zoo_plot(word: str, arguments: list[str]) -> int:
         pyplot.savefig(given.save, dpi=130)
         print(f"Wrote {given.save}")
     return 0
+
+
+def _check_runs(word: str, arguments: list[str]) -> None:
+    """The zoo draws an empty picture of environments without runs."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # plot_train takes one algorithm and folder, all_plots several; plot_from_file takes neither
+    parser.add_argument("-a", "--algo", "--algos", nargs="+", default=[])
+    parser.add_argument("-e", "--env", nargs="+", default=[])
+    parser.add_argument("-f", "--exp-folder", "--exp-folders", nargs="+", default=[])
+    if word == "file" or any(argument in ("-h", "--help") for argument in arguments):
+        return
+    given = parser.parse_known_args(arguments)[0]
+    folders = [(folder, algo.lower()) for folder in given.exp_folder for algo in given.algo]
+    for env_id in given.env if folders else []:
+        runs = [path for folder, algo in folders for path in (Path(folder) / algo).glob("*") if path.is_dir()]
+        if not any(env_id in path.name for path in runs):
+            check_run(*folders[0], env_id)
+            raise BadInputError(f"Runs are found by the names of their folders: -e {env_id.replace('/', '-')}.")

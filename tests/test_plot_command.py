@@ -9,7 +9,7 @@ pytest.importorskip("rl_zoo3")
 
 from matplotlib.figure import Figure
 
-from sb3_mbdpo import cli, plot_command
+from sb3_mbdpo import cli, plot_command, zoo
 
 
 def write_run(folder: Path, name: str, steps: list[int], values: list[float], key: str = "results") -> None:
@@ -62,3 +62,44 @@ def test_pixels_are_laid_beside_pixels():
         "mbdpo-pixels",
         "tdmpc2-pixels",
     ]
+
+
+def test_pictures_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path, "Pendulum-v1_1", [100, 200], [-1000.0, -200.0])
+    (tmp_path / "file").touch()
+    for output in ("x.xyz", "mbdpo", "file/x.png"):
+        for command in (["plot", "-o"], ["plot", "train", "-a", "mbdpo", "--save"]):
+            path = str(tmp_path / output)
+            arguments = ["-e", "Pendulum-v1"] if "train" in command else ["--env", "Pendulum-v1"]
+            assert cli.main([*command, path, *arguments, "-f", str(tmp_path)]) == 2
+            said = capsys.readouterr().err
+            assert said.startswith(f"mbdpo plot: {path} ") and "written" in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("steps", ["-5", "0", "nan", "inf"])
+def test_steps_to_draw_are_some(steps: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path, "Pendulum-v1_1", [100], [-1000.0])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["plot", "--env", "Pendulum-v1", "-f", str(tmp_path), "--max-timesteps", steps])
+    assert "must be more than 0" in capsys.readouterr().err
+
+
+def test_the_zoo_plots_environments_that_have_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    write_run(tmp_path, "mbdpo-walker-walk-v0_1", [100], [1.0])
+    begun: list[str] = []
+    monkeypatch.setattr(zoo, "hand_over", lambda program, *rest: begun.append(program))
+    where = ["-a", "mbdpo", "-f", str(tmp_path)]
+    picture = tmp_path / "t.png"
+    for env_id, words in (
+        ("Nope-v1", "There is no run of mbdpo on Nope-v1"),
+        ("mbdpo/walker-walk-v0", "-e mbdpo-walker-walk-v0."),
+    ):
+        for command in ("train", "all"):
+            assert cli.main(["plot", command, "-e", env_id, *where, "--save", str(picture)]) == 2
+            assert words in capsys.readouterr().err
+    assert not begun and not picture.exists()
+    # Parts of names are enough for the zoo
+    assert cli.main(["plot", "train", "-e", "walker-walk", *where, "--save", str(picture)]) == 0
+    assert begun == ["plot_train"]
