@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -37,9 +38,9 @@ def bench(arguments: Sequence[str]) -> int:
 
     env = gym.make(args.env)
     # As much replay as a batch of whole sequences needs, no more
-    sizes = {"buffer_size": 1_000, "learning_starts": 500}
+    kwargs: dict[str, Any] = {"buffer_size": 1_000, "learning_starts": 500, "seed": 0}
     try:
-        model = MBDPO(args.policy, env, preset=args.preset, device=args.device, seed=0, **sizes)
+        model = MBDPO(args.policy, env, preset=args.preset, device=args.device, **kwargs)
     except (ValueError, TypeError, AssertionError) as error:
         raise BadInputError(f"MBDPO cannot be built for {args.env}: {sentence(error)}.") from error
     model.learn(500)
