@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import torch as th
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -78,8 +79,8 @@ def check_values(given: argparse.Namespace, entry: dict[str, Any], where: str) -
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Training says all of it again."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    """Training says all of it again, and draws the same random numbers as without this."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), th.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         yield
 
@@ -157,7 +158,8 @@ def _build(arguments: dict[str, Any], env: VecEnv, device: str) -> None:
     size = arguments.get("buffer_size")
     if isinstance(size, int) and size > SMALL_BUFFER:
         arguments = arguments | {"buffer_size": SMALL_BUFFER}
-    model = MBDPO(env=env, seed=0, verbose=0, device=device, _init_setup_model=False, **arguments)
+    # Without a seed, which would be that of a training that is given none
+    model = MBDPO(env=env, verbose=0, device=device, _init_setup_model=False, **arguments)
     model._resolve_tasks()
     resolve_defaults(model)
     assert model.model_size is not None

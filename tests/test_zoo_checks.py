@@ -6,7 +6,9 @@ import zipfile
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
+import torch as th
 from stable_baselines3 import SAC
 
 pytest.importorskip("rl_zoo3")
@@ -141,6 +143,15 @@ def test_values_that_work(begun: list[str], capsys: pytest.CaptureFixture[str], 
     assert capsys.readouterr().out == ""
     assert begun == ["train"] * 4
     assert not list(tmp_path.iterdir())
+
+
+def test_the_check_leaves_random_numbers_alone(begun: list[str], tmp_path: Path):
+    """Training without a seed draws one from NumPy's: it would always be the same."""
+    before, torch_before = np.random.get_state(legacy=False)["state"], th.get_rng_state()
+    assert cli.main(["train", "--env", "Pendulum-v1", "-f", str(tmp_path), "--device", "cpu"]) == 0
+    after = np.random.get_state(legacy=False)["state"]
+    assert np.array_equal(before["key"], after["key"]) and before["pos"] == after["pos"]
+    assert begun == ["train"] and th.equal(torch_before, th.get_rng_state())
 
 
 def test_an_entry_with_wrappers_works(begun: list[str], tmp_path: Path):
