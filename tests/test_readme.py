@@ -17,7 +17,7 @@ README = ROOT / "README.md"
 # What makes the commands of the first example small
 SHORT = {
     "train": "-n 80 --eval-freq 40 --eval-episodes 1 -params preset:'debug' learning_starts:40 warmup_updates:1",
-    "report": "",
+    "report": "-n 1",
     "enjoy": "--n-timesteps 20",
     "video": "--n-timesteps 20",
     "plot": "",
