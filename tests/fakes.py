@@ -314,3 +314,14 @@ def leaning_observations(tasks: list[int], seed: int = 0) -> dict[str, np.ndarra
     widths = np.array([LEANING.tasks[task].observation_dim for task in tasks])
     draw *= np.arange(LEANING.observation_dim) < widths[:, None]
     return {"observation": draw, "task": np.array(tasks)}
+
+
+class Scaled(gym.RewardWrapper):
+    """A wrapper that does not tell its spec what it was made with."""
+
+    def __init__(self, env: gym.Env, scale: float):
+        super().__init__(env)
+        self.scale = scale
+
+    def reward(self, reward: Any) -> float:
+        return self.scale * float(reward)

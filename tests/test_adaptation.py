@@ -16,7 +16,7 @@ from sb3_mbdpo import MBDPO, make_multitask_env
 from sb3_mbdpo.adaptation import PARTS, episode_windows, extend_embedding, random_episodes, set_trainable
 from sb3_mbdpo.multitask_env import MultiTaskEnv
 from sb3_mbdpo.tasks import Task, TaskSet
-from tests.fakes import LEANING, LEANING_ENVS, Leaning, ToyEnv, flat_parameters, leaning_env, leaning_model
+from tests.fakes import LEANING, LEANING_ENVS, Leaning, Scaled, ToyEnv, flat_parameters, leaning_env, leaning_model
 
 EXTENDED = LEANING.with_task(Task("new", 3, 1))
 
@@ -150,17 +150,6 @@ def test_a_task_of_a_given_environment_is_evaluated_in_another_like_it(tmp_path:
     model.save(tmp_path / "model")
     with pytest.raises(ValueError, match="no environment for"):
         MBDPO.load(tmp_path / "model", device="cpu").evaluate_tasks(1, names=["light"])
-
-
-class Scaled(gym.RewardWrapper):
-    """A wrapper that does not tell its spec what it was made with."""
-
-    def __init__(self, env: gym.Env, scale: float):
-        super().__init__(env)
-        self.scale = scale
-
-    def reward(self, reward: Any) -> float:
-        return self.scale * float(reward)
 
 
 def test_a_given_environment_is_made_again_without_its_monitor_or_not_at_all() -> None:

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbdpo import MBDPO, ShardedDataset, WeightAveraging, convert_minari
 from sb3_mbdpo.normalization import take_statistics
-from tests.fakes import UNEVEN, VECTOR, ToyEnv, flat_parameters, toy_envs
+from tests.fakes import UNEVEN, VECTOR, Scaled, ToyEnv, flat_parameters, toy_envs
 from tests.recordings import record
 from tests.test_offline import DEBUG, logged, record_pendulum
 
@@ -133,17 +133,6 @@ def test_an_environment_like_the_models_own_is_made_without_its_monitor(env: Any
     rows = logged(model)
     model.learn_offline("test/pendulum-v0", 1, eval_env=True, n_eval_episodes=1)
     assert rows[-1]["eval/mean_ep_length"] == 200
-
-
-class Scaled(gym.RewardWrapper):
-    """A wrapper that does not tell its spec what it was made with."""
-
-    def __init__(self, env: gym.Env, scale: float):
-        super().__init__(env)
-        self.scale = scale
-
-    def reward(self, reward: Any) -> float:
-        return self.scale * float(reward)
 
 
 def test_an_environment_that_its_spec_does_not_make_has_to_be_passed() -> None:
