@@ -29,7 +29,8 @@ TURNS_FROM = 2**17
 
 class EnsembleMLP(nn.Module):
     """
-    E multi-layer perceptrons of one shape, evaluated together as batched matrix products.
+    E multi-layer perceptrons of one shape, evaluated together as batched matrix products; on a CPU one after the other
+    where their layers are large.
 
     Dropout acts on the first layer only, on the units that :meth:`draw_dropout` chose: training is reproducible without
     touching the global random state. At a low rate, drawing the dropped units instead of a number for each is what
@@ -130,10 +131,10 @@ class EnsembleMLP(nn.Module):
         """
         lead = (x.action if isinstance(x, Joined) else x).shape[:-1]
         rows = x.rows() if isinstance(x, Joined) else x.reshape(-1, x.shape[-1])
-        # An exported graph serves any number of rows
-        asks = not (on_accelerator(layers[0][0]) or th.compiler.is_exporting())
-        in_turn = asks and lead.numel() * self.first_width >= TURNS_FROM
-        out = (self._in_turn if in_turn else self._side_by_side)(rows, layers, dropped)
+        # An exported graph serves any number of rows, so that their number must not be asked for
+        together = on_accelerator(layers[0][0]) or th.compiler.is_exporting()
+        together = together or lead.numel() * self.first_width < TURNS_FROM
+        out = (self._side_by_side if together else self._in_turn)(rows, layers, dropped)
         return out.view(len(out), *lead, out.shape[-1])
 
     def _side_by_side(self, x: Input, layers: list[tuple[th.Tensor, ...]], dropped: th.Tensor | None) -> th.Tensor:

@@ -85,9 +85,7 @@ class SearchConfig:
                 f"got {self.n_prior_trajectories}."
             )
         steps = self.schedule.denoising_steps - 1
-        warm = self.warm_steps
-        whole = isinstance(warm, numbers.Integral) and not isinstance(warm, bool)
-        if warm is not None and not (whole and 1 <= warm <= steps):
+        if self.warm_steps is not None and not (isinstance(self.warm_steps, int) and 1 <= self.warm_steps <= steps):
             raise ValueError(
                 f"warm_denoising_steps must be a whole number between 1 and denoising_steps - 1 ({steps}), "
                 f"or a share between 0 and 1, got {self.warm_steps!r}."

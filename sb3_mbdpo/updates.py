@@ -32,7 +32,7 @@ from sb3_mbdpo.search_config import with_samples
 from sb3_mbdpo.world_model import WorldModel
 
 BOOTSTRAPS = ("prior", "score")
-# The cross-TD error is a figure to watch: measured at every so many updates
+# Cross-TD error and clipped targets are figures to watch: measured at every so many updates
 CROSS_TD_INTERVAL = 10
 
 
@@ -192,6 +192,7 @@ class Learner:
             # Before the step, with the critics that the target belongs to
             error = cross_td_error(self.model, z, batch, noise.target_critics, discount)
             metrics["train/cross_td_error"] = error
+        if index % CROSS_TD_INTERVAL == 0:
             metrics["train/clipped_targets"] = self.model.two_hot.beyond(th.cat([batch.rewards, target]))
         return loss, z, metrics
 

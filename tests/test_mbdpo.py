@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import TimeLimit, TransformReward
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -621,3 +621,13 @@ def test_a_decision_that_continues_a_plan_takes_fewer_steps(warm: float, monkeyp
     assert len(evaluated) == steps + 1
     model.predict(OBSERVATION, plans, np.array([True]), deterministic=True)
     assert len(evaluated) == 2 * steps + 1
+
+
+@pytest.mark.parametrize(("bins", "share"), [({}, 1.0), ({"vmin": -20.0, "vmax": 20.0}, 0.0)])
+def test_rewards_beyond_the_bins_are_logged(bins: dict[str, float], share: float) -> None:
+    """Whatever the horizon; wider bins hold them."""
+    env = TransformReward(ToyEnv(), lambda reward: 1e6 + float(reward))
+    model, writer = make(env, horizon=1, policy_kwargs=bins), LastDump()
+    model.set_logger(Logger(None, [writer]))
+    model.learn(20, log_interval=4)
+    assert writer.values["train/clipped_targets"] == share
