@@ -8,6 +8,7 @@ import torch as th
 from torch import nn
 
 from sb3_mbdpo.activations import Mish, mish_of_negative, normed, reads_negative
+from sb3_mbdpo.blocks import in_blocks
 from sb3_mbdpo.hardware import on_accelerator, recomputed
 from sb3_mbdpo.products import (
     EPS,
@@ -71,14 +72,13 @@ class EnsembleMLP(nn.Module):
 
     def select(self, members: th.Tensor, detach: bool = False) -> "Members":
         """
-        Freeze a choice of members, so that who evaluates two of many pays for two.
+        Choose members, so that who evaluates two of many pays for two.
 
         :param members: Indices of the members [K], int64; the choice is not read on the host
         :param detach: Leave the members' parameters out of the graph
         :return: Function [..., in_dim] -> [K, ..., out_dim], without dropout
         """
-        layers = [tuple(t.detach() if detach else t for t in layer) for layer in self.layers(members)]
-        return Members(self, layers)
+        return Members(self, members, detach)
 
     @property
     def first_width(self) -> int:
@@ -104,7 +104,7 @@ class EnsembleMLP(nn.Module):
         :param dropped: Units to drop, from :meth:`draw_dropout`
         :return: [E, ..., out_dim]
         """
-        return self.apply_members(x, self.layers(), dropped)
+        return self.apply_members(x, None, dropped)
 
     def layers(self, members: th.Tensor | None = None) -> list[tuple[th.Tensor, ...]]:
         """
@@ -120,22 +120,48 @@ class EnsembleMLP(nn.Module):
             return layers
         return [tuple(t.index_select(0, members) for t in layer) for layer in layers]
 
+    def each(self, members: th.Tensor | None = None) -> list[list[tuple[th.Tensor, ...]]]:
+        """
+        Parameters by member, as views where a CPU can read which ones are wanted.
+
+        :param members: Indices of the members [K], int64; by default all
+        :return: Layers of each: weight [in, out] and bias [1, out], and of the hidden ones gain and shift [1, out]
+        """
+        if members is not None and members.is_cpu and not th.compiler.is_compiling():
+            layers = self.layers()
+            return [[tuple(t[k] for t in layer) for layer in layers] for k in members.tolist()]
+        by_layer = [zip(*(t.unbind() for t in layer), strict=True) for layer in self.layers(members)]
+        return [list(layers) for layers in zip(*by_layer, strict=True)]
+
     def apply_members(
-        self, x: Input, layers: list[tuple[th.Tensor, ...]], dropped: th.Tensor | None = None
+        self, x: Input, members: th.Tensor | None, dropped: th.Tensor | None = None, detach: bool = False
     ) -> th.Tensor:
         """
         :param x: [..., in_dim], or in two parts
-        :param layers: Parameters of some members, from :meth:`layers`
+        :param members: Indices of the members wanted [K], int64; None for all
         :param dropped: Units to drop, from :meth:`draw_dropout`
+        :param detach: Leave the members' parameters out of the graph
         :return: [K, ..., out_dim]
         """
         lead = (x.action if isinstance(x, Joined) else x).shape[:-1]
         rows = x.rows() if isinstance(x, Joined) else x.reshape(-1, x.shape[-1])
-        # An exported graph serves any number of rows, so that their number must not be asked for
-        together = on_accelerator(layers[0][0]) or th.compiler.is_exporting()
-        together = together or lead.numel() * self.first_width < TURNS_FROM
-        out = (self._side_by_side if together else self._in_turn)(rows, layers, dropped)
+        if self._takes_turns(rows, lead.numel()):
+            each = self.each(members)
+            each = [_detached(layers) for layers in each] if detach else each
+            if dropped is None:
+                out = in_blocks(lambda block: self._in_turn(block, each), rows, self.first_width)
+            else:
+                out = self._in_turn(rows, each, dropped)
+        else:
+            layers = self.layers(members)
+            out = self._side_by_side(rows, _detached(layers) if detach else layers, dropped)
         return out.view(len(out), *lead, out.shape[-1])
+
+    def _takes_turns(self, x: Input, rows: int) -> bool:
+        # An exported graph serves any number of rows, so that their number must not be asked for
+        if on_accelerator(x.action if isinstance(x, Joined) else x) or th.compiler.is_exporting():
+            return False
+        return rows * self.first_width >= TURNS_FROM
 
     def _side_by_side(self, x: Input, layers: list[tuple[th.Tensor, ...]], dropped: th.Tensor | None) -> th.Tensor:
         """All members in batched products, [R, in] to [K, R, out]."""
@@ -148,19 +174,20 @@ class EnsembleMLP(nn.Module):
             h = recomputed(self.recompute, self._hidden, h, *layer, dropped if i == 0 else None)
         return members_linear(h, *layers[-1])[..., :width]
 
-    def _in_turn(self, x: Input, layers: list[tuple[th.Tensor, ...]], dropped: th.Tensor | None) -> th.Tensor:
-        """The same one member after the other."""
-        masks: Sequence[th.Tensor | None] = [None] * len(layers[0][0])
+    def _in_turn(
+        self, x: Input, members: list[list[tuple[th.Tensor, ...]]], dropped: th.Tensor | None = None
+    ) -> th.Tensor:
+        """The same one member after the other, from the layers of each."""
+        kept: Sequence[th.Tensor | None] = [None] * len(members)
         if dropped is not None:
             rows = len(x.action if isinstance(x, Joined) else x)
-            flat = dropped.new_zeros(len(masks) * rows * self.first_width, dtype=th.bool).index_fill_(0, dropped, True)
-            masks = list(flat.view(-1, rows, self.first_width))
-        by_layer = [zip(*(tensor.unbind() for tensor in layer), strict=True) for layer in layers]
+            flat = th.ones(len(kept) * rows * self.first_width, device=dropped.device).index_fill_(0, dropped, 0.0)
+            kept = list(flat.view(-1, rows, self.first_width))
         outputs = []
-        for (*hidden, output), mask in zip(zip(*by_layer, strict=True), masks, strict=True):
+        for (*hidden, output), units in zip(members, kept, strict=True):
             h = x
             for i, layer in enumerate(hidden):
-                h = recomputed(self.recompute, self._hidden_of_one, h, *layer, mask if i == 0 else None)
+                h = recomputed(self.recompute, self._hidden_of_one, h, *layer, units if i == 0 else None)
             outputs.append(one_linear(h, *output))
         return th.stack(outputs)
 
@@ -171,12 +198,12 @@ class EnsembleMLP(nn.Module):
         bias: th.Tensor,
         gain: th.Tensor,
         shift: th.Tensor,
-        mask: th.Tensor | None,
+        kept: th.Tensor | None,
     ) -> th.Tensor:
         h, eps = one_linear(h, weight, bias), EPS
-        if mask is not None:
+        if kept is not None:
             # What is kept is 1 / (1 - dropout) times as large, which matters to the norm's epsilon alone
-            h, eps = h.masked_fill(mask, 0.0), EPS * (1 - self.dropout) ** 2
+            h, eps = h.mul_(kept), EPS * (1 - self.dropout) ** 2
         return normed(self.activation, h, gain[0], shift[0], eps)
 
     def _hidden(
@@ -203,20 +230,25 @@ class Members:
     A choice of an ensemble's members; their dropout does not act.
 
     :param ensemble: Ensemble
-    :param layers: Their parameters, from :meth:`EnsembleMLP.layers`
+    :param members: Their indices [K], int64
+    :param detach: Leave their parameters out of the graph
     """
 
     reads_parts = True
 
-    def __init__(self, ensemble: EnsembleMLP, layers: list[tuple[th.Tensor, ...]]):
-        self.ensemble, self.layers = ensemble, layers
+    def __init__(self, ensemble: EnsembleMLP, members: th.Tensor, detach: bool = False):
+        self.ensemble, self.members, self.detach = ensemble, members, detach
 
     def __call__(self, x: Input) -> th.Tensor:
         """
         :param x: [..., in_dim], or in two parts
         :return: [K, ..., out_dim]
         """
-        return self.ensemble.apply_members(x, self.layers)
+        return self.ensemble.apply_members(x, self.members, detach=self.detach)
+
+
+def _detached(layers: list[tuple[th.Tensor, ...]]) -> list[tuple[th.Tensor, ...]]:
+    return [tuple(tensor.detach() for tensor in layer) for layer in layers]
 
 
 def _all(parameters: nn.ParameterList) -> Iterable[th.Tensor]:

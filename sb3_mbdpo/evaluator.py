@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, cast
 import torch as th
 
 from sb3_mbdpo.activations import SimNorm
+from sb3_mbdpo.blocks import block_count
 from sb3_mbdpo.hardware import on_accelerator, uses_kernels
-from sb3_mbdpo.head_stacks import HeadStack, Layer, head_layers, member_layers, stack_heads
+from sb3_mbdpo.head_stacks import HeadStack, Layer, head_layers, stack_heads
 from sb3_mbdpo.layers import NormedLinear
 from sb3_mbdpo.products import ALIGNED
 from sb3_mbdpo.search_config import SearchConfig
@@ -60,7 +61,7 @@ def arrange(
         # Few large products keep an accelerator busy; a CPU's caches hold one wide head at a time
         stacked = on_accelerator(z) or config.n_samples * width <= STACKED_ON_CPU
 
-    chosen = member_layers(model.critics, critics)
+    chosen = model.critics.each(critics)
     each = (heads, [head_layers(model.prior)], chosen)
     steps, (prior,), ends = (_stacks(model, config, embedding, group, stacked) for group in each)
     return Arrangement(steps, [stack.start(z) for stack in steps], prior, ends)
@@ -116,6 +117,13 @@ class Evaluator:
         :param actions: Candidate plans [B, N, H, A]
         :return: Returns [B, N]; NaN counts as 0
         """
+        batch, count, *_ = actions.shape
+        blocks = min(block_count(actions, batch * count, self.model.critics.first_width), count)
+        if blocks <= 1:
+            return self._returns(actions)
+        return th.cat([self._returns(block) for block in actions.tensor_split(blocks, dim=1)], dim=1)
+
+    def _returns(self, actions: th.Tensor) -> th.Tensor:
         batch, count, horizon, _ = actions.shape
         z, rewards = self.roll_out(actions)
         terminal = self.terminal_value(z[-1], count).view(batch, count)

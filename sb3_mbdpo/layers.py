@@ -14,6 +14,7 @@ from sb3_mbdpo.activations import Mish, normed
 
 # Where models pickled whole look for them
 from sb3_mbdpo.activations import SimNorm as SimNorm
+from sb3_mbdpo.blocks import in_blocks
 from sb3_mbdpo.ensemble import EnsembleMLP as EnsembleMLP
 from sb3_mbdpo.products import WEIGHT_STD, Input, Joined, linear
 
@@ -94,10 +95,17 @@ class MLP(nn.Sequential):
             lead, rows = x.action.shape[:-1], x.rows()
         else:
             lead, rows = x.shape[:-1], x.flatten(0, -2) if x.dim() > 2 else x
+        h = self._rows(rows) if th.is_grad_enabled() else in_blocks(self._rows, rows, self._first_width())
+        return h.unflatten(0, lead) if len(lead) > 1 else h
+
+    def _rows(self, rows: Input) -> th.Tensor:
         for layer in self._modules.values():
             rows = layer.forward(rows)
-        h = cast(th.Tensor, rows)
-        return h.unflatten(0, lead) if len(lead) > 1 else h
+        return cast(th.Tensor, rows)
+
+    def _first_width(self) -> int:
+        _, bias = _weight_and_bias(self[0].linear if isinstance(self[0], NormedLinear) else self[0])
+        return len(bias)
 
 
 def mlp(
