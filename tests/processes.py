@@ -1,10 +1,14 @@
-"""Groups of processes on this machine, as torchrun would start them; they are forked from one that has imported all."""
+"""Processes of their own: commands, and groups as torchrun would start them; forked from one that has imported all."""
 
 import contextlib
 import io
 import multiprocessing as mp
 import os
+import runpy
 import socket
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +25,8 @@ from tests.episodes import numbered, write
 
 PATIENCE = 120
 CONTEXT = mp.get_context("forkserver")
-# Collectives are kept out of compiled graphs, by what imports the whole compiler
-CONTEXT.set_forkserver_preload(["tests.processes", "torch._dynamo"])
+# Collectives are kept out of compiled graphs, by what imports the whole compiler. What is not installed is passed over
+CONTEXT.set_forkserver_preload(["tests.processes", "torch._dynamo", "rl_zoo3.exp_manager"])
 
 
 def launch(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
@@ -69,6 +73,47 @@ def _run(
     th.set_num_threads(1)
     warnings.simplefilter("ignore")
     sender.send(function(*arguments))
+
+
+def run_module(
+    module: str, *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 600
+) -> "subprocess.CompletedProcess[str]":
+    """
+    ``python -m``, without the seconds that imports take.
+
+    :param module: Module to run
+    :param arguments: Its command line
+    :param cwd: Where it runs; by default here
+    :param env: All variables of its environment; by default those of this process
+    :param timeout: Seconds until it is killed
+    :return: Exit code and output
+    :raises subprocess.TimeoutExpired: if it was killed
+    """
+    command = [module, *arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("stdout", "stderr")]
+        values = dict(os.environ if env is None else env)
+        process = CONTEXT.Process(target=_run_module, args=(command, str(cwd or Path.cwd()), values, files))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, process.exitcode, *(file.read_text() for file in files))
+
+
+def _run_module(command: list[str], cwd: str, env: dict[str, str], files: list[Path]) -> None:
+    os.environ.clear()
+    os.environ |= env
+    os.chdir(cwd)
+    for stream, file in enumerate(files, 1):
+        target = os.open(file, os.O_WRONLY | os.O_CREAT)
+        os.dup2(target, stream)
+        os.close(target)
+    th.set_num_threads(int(env.get("OMP_NUM_THREADS", th.get_num_threads())))
+    sys.argv, sys.orig_argv = command, [sys.executable, "-m", *command]
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
 
 # --- what the processes do --------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ pytest.importorskip("rl_zoo3")
 
 from sb3_mbdpo import cli, zoo
 from sb3_mbdpo.presets import PRESETS
+from tests.processes import run_module
 
 ENV_ID = "Pendulum-v1"
 DEBUG = ["-params", "preset:'debug'", "learning_starts:300", "warmup_updates:10", "gradient_steps:1"]
@@ -26,8 +27,7 @@ def mbdpo(*arguments: str, timeout: int = 600, **env: str) -> subprocess.Complet
     """The command in a process of its own, without a display."""
     environment = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
     environment |= {"OMP_NUM_THREADS": "1", **env}
-    command = [sys.executable, "-m", "sb3_mbdpo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+    return run_module("sb3_mbdpo", *arguments, timeout=timeout, env=environment)
 
 
 @pytest.fixture(scope="module")

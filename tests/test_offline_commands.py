@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sb3_mbdpo.learning_commands import StopWhenAsked
 from sb3_mbdpo.offline import OfflineAlgorithm
 from sb3_mbdpo.offline_commands import main, pretrain
 from tests.fakes import flat_parameters
+from tests.processes import run_module
 from tests.recordings import record, recorded
 from tests.test_offline import PENDULUM, TORQUE
 
@@ -52,8 +52,7 @@ def parameters_of(path: Path) -> th.Tensor:
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "sb3_mbdpo.offline_commands", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
+    return run_module("sb3_mbdpo.offline_commands", *arguments, timeout=120)
 
 
 def test_pretraining_and_fine_tuning_from_a_shell(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from sb3_mbdpo import MBDPO
 from tests.hub_server import TOKEN, running_hub
+from tests.processes import run_module
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -54,7 +55,9 @@ def test_from_nothing_to_a_trained_agent_to_the_hub(tmp_path: Path) -> None:
     assert [shlex.split(line)[:2] for line in lines] == [["mbdpo", command] for command in SHORT]
     for line in lines:
         _, command, *arguments = shlex.split(line)
-        run(tmp_path, "-m", "sb3_mbdpo", command, *arguments, *SHORT[command].split())
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+        done = run_module("sb3_mbdpo", command, *arguments, *SHORT[command].split(), cwd=tmp_path, env=environment)
+        assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
     files = {path.suffix for path in (tmp_path / "logs").rglob("*")}
     assert {".zip", ".png", ".gif", ".mp4"} <= files, files
     with running_hub() as hub:
