@@ -74,7 +74,7 @@ class EnsembleMLP(nn.Module):
         """
         Choose members, so that who evaluates two of many pays for two.
 
-        :param members: Indices of the members [K], int64; the choice is not read on the host
+        :param members: Indices of the members [K], int64; an accelerator's are not read on the host
         :param detach: Leave the members' parameters out of the graph
         :return: Function [..., in_dim] -> [K, ..., out_dim], without dropout
         """

@@ -78,8 +78,9 @@ class MLP(nn.Sequential):
     """
     Layers one after the other.
 
-    Forward hooks of the whole and of activations are called, those of layers are not. A search, and the score network
-    along several denoising steps, compute from the layers' parameters and call no head, nor its hooks.
+    Forward hooks of the whole and of activations are called, those of layers are not. Activations see a block at a time
+    where many rows come in blocks (:func:`~sb3_mbdpo.blocks.in_blocks`). A search, and the score network along several
+    denoising steps, compute from the layers' parameters and call no head, nor its hooks.
     """
 
     reads_parts = True
@@ -95,7 +96,10 @@ class MLP(nn.Sequential):
             lead, rows = x.action.shape[:-1], x.rows()
         else:
             lead, rows = x.shape[:-1], x.flatten(0, -2) if x.dim() > 2 else x
-        h = self._rows(rows) if th.is_grad_enabled() else in_blocks(self._rows, rows, self._first_width())
+        if th.is_grad_enabled() or not lead:
+            h = self._rows(rows)
+        else:
+            h = in_blocks(self._rows, rows, self._first_width())
         return h.unflatten(0, lead) if len(lead) > 1 else h
 
     def _rows(self, rows: Input) -> th.Tensor:

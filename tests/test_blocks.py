@@ -76,6 +76,13 @@ def test_heads_compute_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("small_blocks")
+@th.no_grad()
+def test_a_row_without_a_batch_is_no_batch() -> None:
+    net, x = mlp(40, [16], 3), normal(40)
+    th.testing.assert_close(net(x), net(x[None])[0])
+
+
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("batch", [1, 3, 40])
 @th.no_grad()
 def test_candidates_are_worth_the_same(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
