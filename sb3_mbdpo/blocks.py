@@ -21,11 +21,10 @@ def block_count(x: th.Tensor, rows: int, width: int) -> int:
     :param width: Numbers of a row in a layer
     :return: At least 1
     """
-    if rows * width <= BLOCK_NUMBERS or th.is_grad_enabled() or on_accelerator(x):
+    if th.is_grad_enabled() or on_accelerator(x) or th.compiler.is_compiling() or th.compiler.is_exporting():
+        # Nothing is asked about the rows: an exported graph serves any number of them
         return 1
-    if th.compiler.is_compiling() or th.compiler.is_exporting():
-        return 1
-    return -(-rows * width // BLOCK_NUMBERS)
+    return max(1, -(-rows * width // BLOCK_NUMBERS))
 
 
 def in_blocks(function: Callable[[Input], th.Tensor], x: Input, width: int) -> th.Tensor:
@@ -40,9 +39,10 @@ def in_blocks(function: Callable[[Input], th.Tensor], x: Input, width: int) -> t
     :return: What it returns for all rows
     """
     states, moves = x if isinstance(x, Joined) else (x, x)
-    count = min(block_count(moves, len(moves), width), len(states))
-    if count <= 1:
+    count = block_count(moves, moves.shape[0], width)
+    if count == 1:
         return function(x)
+    count = min(count, len(states))
     actions = moves.view(-1, len(states), moves.shape[-1])
     pairs = zip(states.tensor_split(count), actions.tensor_split(count, dim=1), strict=True)
     outputs = []

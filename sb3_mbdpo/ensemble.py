@@ -145,7 +145,7 @@ class EnsembleMLP(nn.Module):
         """
         lead = (x.action if isinstance(x, Joined) else x).shape[:-1]
         rows = x.rows() if isinstance(x, Joined) else x.reshape(-1, x.shape[-1])
-        if self._takes_turns(rows, lead.numel()):
+        if self._takes_turns(rows, lead):
             each = self.each(members)
             each = [_detached(layers) for layers in each] if detach else each
             if dropped is None:
@@ -157,11 +157,11 @@ class EnsembleMLP(nn.Module):
             out = self._side_by_side(rows, _detached(layers) if detach else layers, dropped)
         return out.view(len(out), *lead, out.shape[-1])
 
-    def _takes_turns(self, x: Input, rows: int) -> bool:
+    def _takes_turns(self, x: Input, lead: th.Size) -> bool:
         # An exported graph serves any number of rows, so that their number must not be asked for
         if on_accelerator(x.action if isinstance(x, Joined) else x) or th.compiler.is_exporting():
             return False
-        return rows * self.first_width >= TURNS_FROM
+        return lead.numel() * self.first_width >= TURNS_FROM
 
     def _side_by_side(self, x: Input, layers: list[tuple[th.Tensor, ...]], dropped: th.Tensor | None) -> th.Tensor:
         """All members in batched products, [R, in] to [K, R, out]."""

@@ -118,10 +118,11 @@ class Evaluator:
         :return: Returns [B, N]; NaN counts as 0
         """
         batch, count, *_ = actions.shape
-        blocks = min(block_count(actions, batch * count, self.model.critics.first_width), count)
-        if blocks <= 1:
+        blocks = block_count(actions, batch * count, self.model.critics.first_width)
+        if blocks == 1:
             return self._returns(actions)
-        return th.cat([self._returns(block) for block in actions.tensor_split(blocks, dim=1)], dim=1)
+        parts = actions.tensor_split(min(blocks, count), dim=1)
+        return th.cat([self._returns(part) for part in parts], dim=1)
 
     def _returns(self, actions: th.Tensor) -> th.Tensor:
         batch, count, horizon, _ = actions.shape

@@ -12,7 +12,7 @@ from sb3_mbdpo.buffer_arrays import map_arrays
 from sb3_mbdpo.buffers import SequenceSamples
 from sb3_mbdpo.distillation import draw_path, score_loss
 from sb3_mbdpo.encoders import Features
-from sb3_mbdpo.hardware import compiled, on_accelerator, recomputed
+from sb3_mbdpo.hardware import compiled, recomputed
 from sb3_mbdpo.losses import (
     LatentBatch,
     LossCoefficients,
@@ -311,12 +311,8 @@ class Learner:
         parameters = trained_by(optimizer)
         if not parameters:
             return th.zeros((), device=self.policy.device)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        self.ranks.average(gradients)
-        norm = th.nn.utils.get_total_norm(gradients)
-        # A CPU knows the norm already: what needs no clipping is spared a pass over all gradients. NaN is not small
-        if on_accelerator(norm) or not norm <= self.max_grad_norm:
-            th.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        self.ranks.average([p.grad for p in parameters if p.grad is not None])
+        norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimizer.step()
         return norm.detach()
 
