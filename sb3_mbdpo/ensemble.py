@@ -74,7 +74,7 @@ class EnsembleMLP(nn.Module):
         """
         Choose members, so that who evaluates two of many pays for two.
 
-        :param members: Indices of the members [K], int64; an accelerator's are not read on the host
+        :param members: Indices of the members [K], int64; the choice is not read on the host
         :param detach: Leave the members' parameters out of the graph
         :return: Function [..., in_dim] -> [K, ..., out_dim], without dropout
         """
@@ -122,14 +122,11 @@ class EnsembleMLP(nn.Module):
 
     def each(self, members: th.Tensor | None = None) -> list[list[tuple[th.Tensor, ...]]]:
         """
-        Parameters by member, as views where a CPU can read which ones are wanted.
+        Parameters by member.
 
-        :param members: Indices of the members [K], int64; by default all
+        :param members: Indices of the members [K], int64, not read on the host; by default all
         :return: Layers of each: weight [in, out] and bias [1, out], and of the hidden ones gain and shift [1, out]
         """
-        if members is not None and members.is_cpu and not th.compiler.is_compiling():
-            layers = self.layers()
-            return [[tuple(t[k] for t in layer) for layer in layers] for k in members.tolist()]
         by_layer = [zip(*(t.unbind() for t in layer), strict=True) for layer in self.layers(members)]
         return [list(layers) for layers in zip(*by_layer, strict=True)]
 
