@@ -72,13 +72,14 @@ class EnsembleMLP(nn.Module):
 
     def select(self, members: th.Tensor, detach: bool = False) -> "Members":
         """
-        Choose members, so that who evaluates two of many pays for two.
+        Freeze a choice of members, so that who evaluates two of many pays for two.
 
         :param members: Indices of the members [K], int64; the choice is not read on the host
         :param detach: Leave the members' parameters out of the graph
         :return: Function [..., in_dim] -> [K, ..., out_dim], without dropout
         """
-        return Members(self, members, detach)
+        layers = [tuple(t.detach() if detach else t for t in layer) for layer in self.layers(members)]
+        return Members(self, layers)
 
     @property
     def first_width(self) -> int:
@@ -104,7 +105,7 @@ class EnsembleMLP(nn.Module):
         :param dropped: Units to drop, from :meth:`draw_dropout`
         :return: [E, ..., out_dim]
         """
-        return self.apply_members(x, None, dropped)
+        return self.apply_members(x, self.layers(), dropped)
 
     def layers(self, members: th.Tensor | None = None) -> list[tuple[th.Tensor, ...]]:
         """
@@ -120,45 +121,26 @@ class EnsembleMLP(nn.Module):
             return layers
         return [tuple(t.index_select(0, members) for t in layer) for layer in layers]
 
-    def each(self, members: th.Tensor | None = None) -> list[list[tuple[th.Tensor, ...]]]:
-        """
-        Parameters by member.
-
-        :param members: Indices of the members [K], int64, not read on the host; by default all
-        :return: Layers of each: weight [in, out] and bias [1, out], and of the hidden ones gain and shift [1, out]
-        """
-        by_layer = [zip(*(t.unbind() for t in layer), strict=True) for layer in self.layers(members)]
-        return [list(layers) for layers in zip(*by_layer, strict=True)]
-
     def apply_members(
-        self, x: Input, members: th.Tensor | None, dropped: th.Tensor | None = None, detach: bool = False
+        self, x: Input, layers: list[tuple[th.Tensor, ...]], dropped: th.Tensor | None = None
     ) -> th.Tensor:
         """
         :param x: [..., in_dim], or in two parts
-        :param members: Indices of the members wanted [K], int64; None for all
+        :param layers: Parameters of some members, from :meth:`layers`
         :param dropped: Units to drop, from :meth:`draw_dropout`
-        :param detach: Leave the members' parameters out of the graph
         :return: [K, ..., out_dim]
         """
         lead = (x.action if isinstance(x, Joined) else x).shape[:-1]
         rows = x.rows() if isinstance(x, Joined) else x.reshape(-1, x.shape[-1])
-        if self._takes_turns(rows, lead):
-            each = self.each(members)
-            each = [_detached(layers) for layers in each] if detach else each
-            if dropped is None:
-                out = in_blocks(lambda block: self._in_turn(block, each), rows, self.first_width)
-            else:
-                out = self._in_turn(rows, each, dropped)
-        else:
-            layers = self.layers(members)
-            out = self._side_by_side(rows, _detached(layers) if detach else layers, dropped)
-        return out.view(len(out), *lead, out.shape[-1])
-
-    def _takes_turns(self, x: Input, lead: th.Size) -> bool:
         # An exported graph serves any number of rows, so that their number must not be asked for
-        if on_accelerator(x.action if isinstance(x, Joined) else x) or th.compiler.is_exporting():
-            return False
-        return lead.numel() * self.first_width >= TURNS_FROM
+        together = on_accelerator(layers[0][0]) or th.compiler.is_exporting()
+        if together or lead.numel() * self.first_width < TURNS_FROM:
+            out = self._side_by_side(rows, layers, dropped)
+        elif dropped is None:
+            out = in_blocks(lambda block: self._in_turn(block, layers, None), rows, self.first_width)
+        else:
+            out = self._in_turn(rows, layers, dropped)
+        return out.view(len(out), *lead, out.shape[-1])
 
     def _side_by_side(self, x: Input, layers: list[tuple[th.Tensor, ...]], dropped: th.Tensor | None) -> th.Tensor:
         """All members in batched products, [R, in] to [K, R, out]."""
@@ -171,17 +153,16 @@ class EnsembleMLP(nn.Module):
             h = recomputed(self.recompute, self._hidden, h, *layer, dropped if i == 0 else None)
         return members_linear(h, *layers[-1])[..., :width]
 
-    def _in_turn(
-        self, x: Input, members: list[list[tuple[th.Tensor, ...]]], dropped: th.Tensor | None = None
-    ) -> th.Tensor:
-        """The same one member after the other, from the layers of each."""
-        kept: Sequence[th.Tensor | None] = [None] * len(members)
+    def _in_turn(self, x: Input, layers: list[tuple[th.Tensor, ...]], dropped: th.Tensor | None) -> th.Tensor:
+        """The same one member after the other."""
+        kept: Sequence[th.Tensor | None] = [None] * len(layers[0][0])
         if dropped is not None:
             rows = len(x.action if isinstance(x, Joined) else x)
             flat = th.ones(len(kept) * rows * self.first_width, device=dropped.device).index_fill_(0, dropped, 0.0)
             kept = list(flat.view(-1, rows, self.first_width))
+        by_layer = [zip(*(tensor.unbind() for tensor in layer), strict=True) for layer in layers]
         outputs = []
-        for (*hidden, output), units in zip(members, kept, strict=True):
+        for (*hidden, output), units in zip(zip(*by_layer, strict=True), kept, strict=True):
             h = x
             for i, layer in enumerate(hidden):
                 h = recomputed(self.recompute, self._hidden_of_one, h, *layer, units if i == 0 else None)
@@ -227,25 +208,20 @@ class Members:
     A choice of an ensemble's members; their dropout does not act.
 
     :param ensemble: Ensemble
-    :param members: Their indices [K], int64
-    :param detach: Leave their parameters out of the graph
+    :param layers: Their parameters, from :meth:`EnsembleMLP.layers`
     """
 
     reads_parts = True
 
-    def __init__(self, ensemble: EnsembleMLP, members: th.Tensor, detach: bool = False):
-        self.ensemble, self.members, self.detach = ensemble, members, detach
+    def __init__(self, ensemble: EnsembleMLP, layers: list[tuple[th.Tensor, ...]]):
+        self.ensemble, self.layers = ensemble, layers
 
     def __call__(self, x: Input) -> th.Tensor:
         """
         :param x: [..., in_dim], or in two parts
         :return: [K, ..., out_dim]
         """
-        return self.ensemble.apply_members(x, self.members, detach=self.detach)
-
-
-def _detached(layers: list[tuple[th.Tensor, ...]]) -> list[tuple[th.Tensor, ...]]:
-    return [tuple(tensor.detach() for tensor in layer) for layer in layers]
+        return self.ensemble.apply_members(x, self.layers)
 
 
 def _all(parameters: nn.ParameterList) -> Iterable[th.Tensor]:

@@ -14,7 +14,7 @@ import torch as th
 from sb3_mbdpo.activations import SimNorm
 from sb3_mbdpo.blocks import block_count
 from sb3_mbdpo.hardware import on_accelerator, uses_kernels
-from sb3_mbdpo.head_stacks import HeadStack, Layer, head_layers, stack_heads
+from sb3_mbdpo.head_stacks import HeadStack, Layer, head_layers, member_layers, stack_heads
 from sb3_mbdpo.layers import NormedLinear
 from sb3_mbdpo.products import ALIGNED
 from sb3_mbdpo.search_config import SearchConfig
@@ -61,7 +61,7 @@ def arrange(
         # Few large products keep an accelerator busy; a CPU's caches hold one wide head at a time
         stacked = on_accelerator(z) or config.n_samples * width <= STACKED_ON_CPU
 
-    chosen = model.critics.each(critics)
+    chosen = member_layers(model.critics, critics)
     each = (heads, [head_layers(model.prior)], chosen)
     steps, (prior,), ends = (_stacks(model, config, embedding, group, stacked) for group in each)
     return Arrangement(steps, [stack.start(z) for stack in steps], prior, ends)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_mbdpo.activations import Mish, mish_of_negative
+from sb3_mbdpo.ensemble import EnsembleMLP
 from sb3_mbdpo.hardware import on_accelerator, uses_kernels
 from sb3_mbdpo.layers import NormedLinear
 from sb3_mbdpo.products import EPS, MIN_ROWS, pad_end, standardised, to_align
@@ -36,6 +37,16 @@ def head_layers(head: nn.Sequential) -> list[Layer]:
         else:
             layers.append((module.weight.t(), module.bias[None]))  # type: ignore[operator, index]
     return layers
+
+
+def member_layers(ensemble: EnsembleMLP, members: th.Tensor) -> list[list[Layer]]:
+    """
+    :param ensemble: Ensemble of heads
+    :param members: Indices of the members wanted [K]; they are not read on the host
+    :return: Layers of each
+    """
+    layers = ensemble.layers(members)
+    return [[tuple(tensor[k] for tensor in layer) for layer in layers] for k in range(len(members))]
 
 
 class HeadStack(NamedTuple):
