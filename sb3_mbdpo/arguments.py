@@ -42,7 +42,12 @@ COUNTS = (
     ("policy_delay", 1),
     ("energy_interval", 1),
     ("gradient_accumulation", 1),
+    ("stats_window_size", 1),
+    # As many updates as there were environment steps: -1
+    ("gradient_steps", -1),
 )
+# Attributes of Stable-Baselines3 that are called otherwise than their arguments
+KEPT_AS = {"stats_window_size": "_stats_window_size"}
 RANGES = (
     ("gamma", 0, 1),
     ("tau", 0, 1),
@@ -85,6 +90,7 @@ def resolve_defaults(model: MBDPO) -> None:
     for name in unset:
         setattr(model, name, values[name])
     _check_numbers(model)
+    _check_train_freq(model.train_freq)
     if "bootstrap" in unset and model.score_coef <= 0:
         model.bootstrap = "prior"
     # Elites and prior rollouts that nobody set keep their share of the candidates that somebody did set
@@ -103,7 +109,7 @@ def resolve_defaults(model: MBDPO) -> None:
 def _check_numbers(model: MBDPO) -> None:
     """Check what was given; what is still None is decided by rule."""
     for name, least in COUNTS:
-        value = getattr(model, name)
+        value = getattr(model, KEPT_AS.get(name, name))
         if value is not None and (not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
     for name, low, high in RANGES:
@@ -111,6 +117,16 @@ def _check_numbers(model: MBDPO) -> None:
         if value is not None and (not isinstance(value, numbers.Real) or not low <= float(value) <= high):
             limit = f"between {low:g} and {high:g}" if high == 1 else f"a number of at least {low:g}"
             raise ValueError(f"{name} must be {limit}, got {value!r}.")
+
+
+def _check_train_freq(train_freq: object) -> None:
+    """Stable-Baselines3 looks at the unit alone, and never stops collecting nothing."""
+    frequency = train_freq[0] if isinstance(train_freq, tuple) and len(train_freq) == 2 else train_freq
+    if not isinstance(frequency, numbers.Integral) or isinstance(frequency, bool) or frequency < 1:
+        raise ValueError(
+            'train_freq must be an integer of at least 1, or with its unit as in (4, "step") or (1, "episode"), got '
+            f"{train_freq!r}."
+        )
 
 
 def _apply_episode_rules(model: MBDPO) -> None:
@@ -159,6 +175,8 @@ def check_arguments(model: MBDPO) -> None:
     for name in ("compile", "activation_checkpointing", "normalize_observations"):
         if not isinstance(getattr(model, name), bool):
             raise ValueError(f"{name} must be True or False, got {getattr(model, name)!r}.")
+    if model.episodic is not None and not isinstance(model.episodic, bool):
+        raise ValueError(f"episodic must be True, False or None (found out), got {model.episodic!r}.")
     for name in ("batch_size", *(["score_batch_size"] if model.score_coef > 0 else [])):
         if getattr(model, name) % model.gradient_accumulation:
             raise ValueError(

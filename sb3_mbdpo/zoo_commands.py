@@ -192,6 +192,7 @@ def _acting_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--env", default="")
     parser.add_argument("-f", "--folder", default="logs")
     parser.add_argument("--exp-id", type=int, default=0)
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--no-render", action="store_true")
     parser.add_argument("--load-best", action="store_true")
     parser.add_argument("--load-checkpoint", type=int)
@@ -203,6 +204,7 @@ def _acting_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def _check_acting(given: argparse.Namespace) -> None:
     if not given.env:
         raise BadInputError("Name the environment that the agent was trained on with --env.")
+    zoo_checks.check_device(given.device)
     zoo_checks.check_environment(given.env, continuous=given.algo == zoo.ALGO)
     if given.exp_id != -1:
         zoo_checks.check_run(given.folder, given.algo, given.env)

@@ -7,6 +7,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 
 from sb3_mbdpo import MBDPO
 from sb3_mbdpo.arguments import COUNTS, RANGES, check_finite, check_spaces
@@ -36,6 +37,19 @@ def test_numbers_are_kept_in_their_range(name: str, low: float, high: float) -> 
         with pytest.raises(ValueError, match=f"{name} must be"):
             make(**{name: value})
     make(max_grad_norm=math.inf)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "4", None, [4, "step"], (0, "step"), (0, "episode"), (1,)], ids=str)
+def test_steps_between_updates(value: Any) -> None:
+    with pytest.raises(ValueError, match="train_freq must be an integer of at least 1"):
+        make(train_freq=value)
+    assert make(train_freq=(2, "episode")).train_freq == (2, TrainFrequencyUnit.EPISODE)
+
+
+@pytest.mark.parametrize("value", ["yes", 0, 1, 0.5])
+def test_episodic_is_known_or_left_out(value: Any) -> None:
+    with pytest.raises(ValueError, match="episodic must be True, False or None"):
+        make(episodic=value)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,8 @@ def test_values_that_cannot_work(
 
 def test_devices_and_folders_that_cannot_be_used(begun: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert "--device foo cannot be used" in said(capsys, "train", "--env", "Pendulum-v1", "--device", "foo")
+    for command in (["enjoy", "--no-render"], ["report"]):
+        assert "--device foo cannot be used" in said(capsys, *command, "--env", "Pendulum-v1", "--device", "foo")
     (tmp_path / "file").touch()
     for folder in ("file", "file/logs"):
         text = said(capsys, "train", "--env", "Pendulum-v1", "--device", "cpu", "-f", str(tmp_path / folder))
