@@ -203,7 +203,9 @@ class ActingPolicy(TaskPolicy):
             )
             plan = result.plan
         elif self.act_mode == "score":
-            plan = score_plan(model, config.schedule, z, previous_plan, restart, task)
+            # All of a graph's work is one launch already
+            denoised = score_plan if self.captures or not self.compiled else self._compiled(score_plan)
+            plan = denoised(model, config.schedule, z, previous_plan, restart, task)
         else:
             shape = (config.horizon, len(z), 1, model.action_dim)
             draws = th.zeros(shape, device=z.device) if deterministic else self._normal(shape)

@@ -126,11 +126,11 @@ class MBDPO(CollectingAlgorithm, HubAlgorithm):
         and small parts more time
     :param activation_checkpointing: Compute the activations of encoder, rollouts and heads again in the backward pass
         instead of keeping them (False): the same gradients from less memory, in more time
-    :param compile: Compile the search and the losses with torch.compile: faster after a first search and a first update
-        that take minutes. On a CPU a C++ compiler is needed, and a process compiles for a few different models at most;
-        further ones run as without. On a GPU each search and each update is captured as one CUDA graph as well, for
-        each number of observations and windows (updates of several processes, and of accumulated gradients, are not):
-        optimizers must be fused ones, as they are by default
+    :param compile: Compile search, losses and acting by score with torch.compile: faster after a first search and a
+        first update that take minutes. On a CPU a C++ compiler is needed, and a process compiles for a few different
+        models at most; further ones run as without. On a GPU each search and each update is captured as one CUDA graph
+        as well, for each number of observations and windows (updates of several processes, and of accumulated
+        gradients, are not): optimizers must be fused ones, as they are by default
     :param warm_denoising_steps: Denoising steps of a search that continues a plan, at most T - 1, or a share of them
         below 1 (0.5: half as many as at an episode's first step); fewer are faster and stay closer to the plan. None:
         all of them

@@ -206,6 +206,21 @@ def test_nothing_is_compiled_anew_while_learning(graphs: list[th.fx.GraphModule]
     assert len(graphs) == before
 
 
+def test_compiled_score_network_acts_the_same(graphs: list[th.fx.GraphModule]) -> None:
+    model = make(act_mode="score", compile=True).learn(10)
+    decisions: dict[bool, list[np.ndarray]] = {}
+    for compile in (False, True):
+        model.policy.compiled, decisions[compile] = compile, []
+        assert not graphs
+        for rows in (1, 3, 5):
+            action, state = model.predict(observations(rows), deterministic=True)
+            decisions[compile] += [action, state, *model.predict(observations(rows), state, deterministic=True)]
+    # Few rows are filled up to eight; a single one is repeated without being copied, which is another layout
+    assert len(graphs) == 2
+    for ours, theirs in zip(*decisions.values(), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 def test_compiled_multi_task_model_computes_the_same(graphs: list[th.fx.GraphModule]) -> None:
     reports, actions, counts = [], [], []
     for compile in (False, True):
