@@ -12,7 +12,7 @@ import torch as th
 from sb3_mbdpo import MBDPO
 from sb3_mbdpo.learning_commands import positive
 from sb3_mbdpo.presets import PRESETS
-from sb3_mbdpo.zoo_checks import BadInputError, check_device, check_environment, sentence
+from sb3_mbdpo.zoo_checks import BadInputError, check_device, check_environment, import_environments, sentence
 
 
 def bench(arguments: Sequence[str]) -> int:
@@ -31,6 +31,7 @@ def bench(arguments: Sequence[str]) -> int:
     parser.add_argument("--num-threads", type=int, default=-1, help="threads of PyTorch (-1: its default)")
     parser.add_argument("--device", default="auto", help="PyTorch device")
     args = parser.parse_args(list(arguments))
+    import_environments(args.env)
     check_environment(args.env)
     check_device(args.device)
     if args.num_threads > 0:

@@ -29,7 +29,7 @@ from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.multitask_env import make_env, make_multitask_env
 from sb3_mbdpo.tasks import NEAREST, Task, TaskSet
 from sb3_mbdpo.weight_averaging import WeightAveraging
-from sb3_mbdpo.zoo_checks import check_actions, check_environment
+from sb3_mbdpo.zoo_checks import check_actions, check_device, check_environment, import_environments
 
 # Seeds of the evaluation episodes, away from the small numbers people train with
 EVALUATION_SEED = 10_000
@@ -44,7 +44,11 @@ def _finetune_parser() -> argparse.ArgumentParser:
         "as the task of a single-task model. Updates begin after an episode, or after the steps of `--set "
         "learning_starts=N`. Prints the scores of all tasks with an environment before and after.",
     )
-    parser.add_argument("--model", required=True, metavar="PATH", help="saved model")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="zip of save() (of your own: a zip can run code), folder of save_pretrained(), or repository user/name",
+    )
     parser.add_argument("--env", metavar="ID", help="Gymnasium id of the environment")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--task", metavar="NAME", help="task that the model knows; --env may then be left out")
@@ -70,6 +74,7 @@ def _finetune_parser() -> argparse.ArgumentParser:
         metavar="DECAY",
         help="act with a moving average of the weights, and save it: 0.998 averages over the last 500 updates",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace what --save holds, once done")
     add_shared_arguments(parser, steps=40_000, steps_are="environment steps")
     return parser
 
@@ -92,10 +97,11 @@ def finetune(argv: Sequence[str] | None = None) -> int:
 
 
 def _finetune(args: argparse.Namespace) -> int:
-    path, source = target_file(args.save), model_file(args.model)
-    if not source.is_file():
-        raise ArgumentsError(f"{source} does not exist: pass the file of a saved model as --model.")
+    path, source = target_file(args.save), _source(args.model)
+    if path.exists() and not args.overwrite:
+        raise ArgumentsError(f"{path} exists: pass another --save, or --overwrite to replace it once done.")
     with before_learning():
+        check_device(args.device)
         model = _opened(source, args)
         is_new = _give_env(model, args)
     before = _scores(model, args)
@@ -112,15 +118,32 @@ def _finetune(args: argparse.Namespace) -> int:
                 args.average_weights.on_training_end()
 
     code = learn_and_save(model, learn, stop, path)
-    if code == 0:
+    if code == 0 and args.eval_episodes > 0:
         print(compare(before, _scores(model, args)))
     return code
 
 
-def _opened(source: Path, args: argparse.Namespace) -> MBDPO:
+def _source(given: str) -> Path | str:
+    """File, folder or repository of a model."""
+    file, folder = model_file(given), Path(given).expanduser()
+    if file.is_file():
+        return file
+    if folder.is_dir():
+        return folder
+    if given.count("/") == 1 and not given.startswith((".", "~")) and not folder.parent.is_dir():
+        return given
+    raise ArgumentsError(
+        f"{given} does not exist: --model takes the zip of save(), the folder of save_pretrained(), or a repository "
+        "user/name."
+    )
+
+
+def _opened(source: Path | str, args: argparse.Namespace) -> MBDPO:
     """The saved model, with the data to rehearse."""
     given = {"buffer_size": max(args.steps, 1_000)} | model_arguments(args)
-    model = MBDPO.load(source, device=args.device, verbose=args.verbose, **given)
+    is_zip = isinstance(source, Path) and source.is_file()
+    open_model = MBDPO.load if is_zip else MBDPO.from_pretrained
+    model = open_model(source, device=args.device, verbose=args.verbose, **given)
     _check(model, args)
     if args.rehearse is None and args.rehearse_share is not None:
         raise ArgumentsError("--rehearse-share is for --rehearse: pass the data there.")
@@ -148,6 +171,7 @@ def _check(model: MBDPO, args: argparse.Namespace) -> None:
 
 
 def _check_environment(env_id: str) -> None:
+    import_environments(env_id)
     try:
         # An id without its version, or behind a module's name, is one too
         env = gym.make(env_id)
@@ -204,10 +228,12 @@ def _known(tasks: TaskSet, name: str) -> Task:
 
 
 def _scores(model: MBDPO, args: argparse.Namespace) -> Scores:
-    """Mean return of each task that has an environment."""
+    """Mean return of each task that has an environment; none where no episodes are wanted."""
     tasks = model.tasks
+    if args.eval_episodes == 0:
+        return {}
     if tasks is None:
-        env = model._wrap_env(Monitor(gym.make(args.env)))
+        env = model._as_seen(model._wrap_env(Monitor(gym.make(args.env))))
         env.seed(EVALUATION_SEED)
         mean, _ = evaluate_policy(model, env, args.eval_episodes, warn=False)
         env.close()

@@ -16,16 +16,18 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import gymnasium as gym
 import torch as th
 
 from sb3_mbdpo.checkpoint_config import CONFIG, CURVE, RESULTS, read_config
 from sb3_mbdpo.hub_transfer import download_checkpoint, pull_checkpoint, upload_checkpoint
+from sb3_mbdpo.learning_commands import not_negative, positive
 from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.onnx_export import export_onnx, export_world_model
 from sb3_mbdpo.release_conversion import convert_released
 
 # What is the user's to mend; anything else is a bug, and shows as one
-USER_ERRORS = (ValueError, OSError, ImportError, pickle.UnpicklingError)
+USER_ERRORS = (ValueError, OSError, ImportError, gym.error.Error, pickle.UnpicklingError)
 
 
 def _run(command: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
@@ -65,10 +67,10 @@ def push(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-n",
         "--n-eval-episodes",
-        type=int,
+        type=not_negative,
         help="episodes of each task (0: none; by default 10, where an environment is known)",
     )
-    parser.add_argument("--seed", type=int, default=10_000, help="seed of each task's first episode")
+    parser.add_argument("--seed", type=not_negative, default=10_000, help="seed of each task's first episode")
     parser.add_argument("--env", help="environment id to evaluate in, where the model does not know it")
     parser.add_argument("--gym-packages", nargs="*", default=[], help="packages to import that register environments")
     parser.add_argument("--no-video", action="store_true", help="upload without a video")
@@ -191,7 +193,7 @@ def convert(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("target", help="folder of the new checkpoint; file or folder of the ONNX files")
     parser.add_argument("--task-names", nargs="*", help="tasks of a multi-task file that is neither mt30 nor mt80")
     parser.add_argument("--action-dims", nargs="*", type=int, help="actions of each task, where the file does not say")
-    parser.add_argument("--episode-length", type=int, help="longest episode in decisions, for the discount")
+    parser.add_argument("--episode-length", type=positive, help="longest episode in decisions, for the discount")
     parser.add_argument("--env", help="environment id of a single task")
     parser.add_argument("--simnorm-dim", type=int, default=8, help="group size of SimNorm")
     parser.add_argument("--vmin", type=float, default=-10.0, help="lowest bin of the regression")

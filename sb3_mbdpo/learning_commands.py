@@ -27,11 +27,11 @@ FAILURES = (ValueError, ImportError, OSError, RuntimeError, gym.error.Error)
 # that is full, is no mistake in them
 REFUSALS = (
     *(ValueError, TypeError, AssertionError, RuntimeError, gym.error.Error),
-    *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
+    *(FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
 )
 INTERRUPTED = 130
 # Arguments of MBDPO that the commands decide themselves
-OWN = ("policy", "env", "tasks", "_init_setup_model")
+OWN = ("policy", "env", "tasks", "device", "verbose", "_init_setup_model")
 
 
 class ArgumentsError(ValueError):
@@ -127,8 +127,10 @@ def add_shared_arguments(parser: argparse.ArgumentParser, steps: int, steps_are:
     """
     parser.add_argument("--steps", type=positive, default=steps, help=f"{steps_are} (default: {steps:,})")
     parser.add_argument("--save", required=True, metavar="PATH", help="where the model goes")
-    parser.add_argument("--eval-episodes", type=positive, default=5, metavar="N", help="episodes of each task (5)")
-    parser.add_argument("--seed", type=int, help="seed of everything random")
+    parser.add_argument(
+        "--eval-episodes", type=not_negative, default=5, metavar="N", help="episodes of each task (5); 0: no evaluation"
+    )
+    parser.add_argument("--seed", type=not_negative, help="seed of everything random")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
     parser.add_argument(
         "--set",
@@ -148,9 +150,25 @@ def positive(text: str) -> int:
     :return: The whole number that it is, at least 1
     :raises argparse.ArgumentTypeError: if it is smaller
     """
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return _at_least(text, 1)
+
+
+def not_negative(text: str) -> int:
+    """
+    :param text: An argument
+    :return: The whole number that it is, at least 0
+    :raises argparse.ArgumentTypeError: if it is smaller
+    """
+    return _at_least(text, 0)
+
+
+def _at_least(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from error
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
     return value
 
 
@@ -161,6 +179,8 @@ def setting(text: str) -> tuple[str, Any]:
     :raises argparse.ArgumentTypeError: if it is something else
     """
     name, equals, value = text.partition("=")
+    if name in ("device", "verbose"):
+        raise argparse.ArgumentTypeError(f"{name} has an option of its own: --{name}")
     known = [parameter for parameter in inspect.signature(MBDPO.__init__).parameters if parameter not in (*OWN, "self")]
     if not equals or name not in known:
         near = difflib.get_close_matches(name, known, n=3) or known[:3]

@@ -37,6 +37,7 @@ from sb3_mbdpo.offline import OfflineData
 from sb3_mbdpo.presets import MODEL_SIZES, PRESETS, RATE_RULES, resolve_preset, scaled_learning_rate
 from sb3_mbdpo.ranks import Ranks
 from sb3_mbdpo.task_replay import TASK_SAMPLINGS
+from sb3_mbdpo.zoo_checks import check_device
 
 
 def _pretrain_parser() -> argparse.ArgumentParser:
@@ -109,11 +110,14 @@ def _pretrain(args: argparse.Namespace) -> int:
     path = target_file(args.save)
     with process_group(args.timeout) as ranks:
         with ranks.together(), before_learning():
+            _check(args, path)
             data = offline_data(args.data, args.shards_dir)
             model, resumed = _pretrained_so_far(args, path, data, ranks)
             left = args.steps - model.num_timesteps
             if left < 1 and not _begun_before(args):
                 raise ArgumentsError(f"{path} has learned for {model.num_timesteps} steps already: raise --steps.")
+            if args.eval_every is not None and ranks.is_main:
+                _check_evaluation(model)
         if left < 1:
             print(f"Done at step {model.num_timesteps} already: {path}")
             return 0
@@ -137,6 +141,30 @@ def _pretrain(args: argparse.Namespace) -> int:
         return learn_and_save(model, learn, stop, path, ranks)
 
 
+def _check(args: argparse.Namespace, path: Path) -> None:
+    """Refuse what can be refused before data is converted."""
+    saved = path.exists()
+    if args.resume and not saved:
+        raise ArgumentsError(f"{path} does not exist: there is nothing to --resume.")
+    if saved and not args.resume and not _begun_before(args):
+        raise ArgumentsError(f"{path} exists: pass --resume to go on from it, or another --save.")
+    if args.eval_every is not None and args.eval_episodes == 0:
+        raise ArgumentsError("--eval-every needs episodes: leave out --eval-episodes 0.")
+    check_device(args.device)
+    _scaled_rate(args)
+
+
+def _check_evaluation(model: MBDPO) -> None:
+    """Make the environments of the tasks, as evaluating will."""
+    try:
+        envs = model._eval_envs(True)
+    except ValueError as error:
+        raise ArgumentsError(f"--eval-every needs an environment for each task, leave it out: {error}") from error
+    for env in envs.values() if isinstance(envs, dict) else [envs]:
+        if env is not None:
+            env.close()
+
+
 def _begun_before(args: argparse.Namespace) -> bool:
     """Whether this may be the continuation of a job that was started in the same words."""
     return args.resume_if_saved or is_restarted()
@@ -145,12 +173,8 @@ def _begun_before(args: argparse.Namespace) -> bool:
 def _pretrained_so_far(args: argparse.Namespace, path: Path, data: OfflineData, ranks: Ranks) -> tuple[MBDPO, bool]:
     """The model to go on with, and whether it has learned before."""
     given = model_arguments(args) | _scaled_rate(args)
-    saved, verbose = path.exists(), args.verbose if ranks.is_main else 0
-    if args.resume and not saved:
-        raise ArgumentsError(f"{path} does not exist: there is nothing to --resume.")
-    if saved and not args.resume and not _begun_before(args):
-        raise ArgumentsError(f"{path} exists: pass --resume to go on from it, or another --save.")
-    if saved:
+    verbose = args.verbose if ranks.is_main else 0
+    if path.exists():
         model = MBDPO.load(path, device=args.device)
         _check_resumed(model, given)
         return model, True

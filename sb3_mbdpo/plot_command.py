@@ -65,6 +65,8 @@ def plot(arguments: Sequence[str]) -> int:
     args = parser.parse_args(list(arguments))
 
     task = args.task or task_of(args.env)
+    if args.methods and not args.against:
+        raise BadInputError(f"--methods are the reference's: add --against {PAPER}.")
     references = find_references(task, args.methods, "pixels" in args.env) if args.against else []
     success = any(curve.metric == "success" for curve in references)
     runs = read_runs(args.log_folder, args.algo, args.env, args.exp_id, success)
@@ -134,6 +136,7 @@ def read_runs(
     :raises BadInputError: if there is none
     """
     check_run(folder, algo, env_id)
+    _check_numbers(folder, algo, env_id, numbers)
     name, key = env_id.replace("/", "-"), "successes" if success else "results"
     curves = []
     for path in sorted((Path(folder) / algo).glob(f"{name}_*/evaluations.npz")):
@@ -147,6 +150,14 @@ def read_runs(
         what = "says how often it succeeded" if success else "was evaluated"
         raise BadInputError(f"No run of {algo} on {env_id} under {folder} {what}: train with --eval-freq.")
     return curves
+
+
+def _check_numbers(folder: str, algo: str, env_id: str, numbers: Sequence[int]) -> None:
+    name = env_id.replace("/", "-")
+    there = {number for path in (Path(folder) / algo).glob(f"{name}_*") if (number := run_number(path, name))}
+    missing = sorted(set(numbers) - there)
+    if missing:
+        raise BadInputError(f"There is no run {missing[0]} of {algo} on {env_id}; there are {sorted(there)}.")
 
 
 def steps_per_decision(task: str) -> int:

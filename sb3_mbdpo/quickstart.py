@@ -24,8 +24,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-# Says how to install the RL Zoo when it is missing.
-from sb3_mbdpo.zoo import ALGO, ActingMBDPO, import_environments
+from sb3_mbdpo.learning_commands import not_negative, positive
+from sb3_mbdpo.zoo import ALGO, ActingMBDPO
+from sb3_mbdpo.zoo_checks import import_environments
 
 try:
     import pandas  # noqa: F401 (load_results reads with it)
@@ -318,8 +319,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m sb3_mbdpo.qui
     command.add_argument("-f", "--folder", default="logs", help="log folder given to training")
     command.add_argument("--exp-id", type=int, default=0, help="number of the run (0: the newest)")
     command.add_argument("--load-best", action="store_true", help="the best model in evaluation, not the final one")
-    command.add_argument("-n", "--n-episodes", type=int, default=10, help="number of evaluation episodes")
-    command.add_argument("--seed", type=int, default=EVALUATION_SEED, help="seed of the first evaluation episode")
+    command.add_argument("-n", "--n-episodes", type=positive, default=10, help="number of evaluation episodes")
+    command.add_argument(
+        "--seed", type=not_negative, default=EVALUATION_SEED, help="seed of the first evaluation episode"
+    )
     command.add_argument("--device", default="auto", help="PyTorch device")
     command.add_argument("--num-threads", type=int, default=-1, help="number of threads for PyTorch (-1: its default)")
     command.add_argument("--no-gif", action="store_true", help="do not render the policy")

@@ -27,6 +27,8 @@ def tasks(arguments: Sequence[str]) -> int:
         raise BadInputError(str(error)) from error
     if args.installed:
         entries = [entry for entry in entries if entry.suite.installed]
+    if args.pixels and not args.check:
+        raise BadInputError("--pixels says what --check tries out: add it.")
     if args.check:
         return try_out(entries, args.pixels)
     print(format_table([row(entry) for entry in entries]))
@@ -80,8 +82,8 @@ def try_out(entries: Sequence[SuiteEntry], pixels: bool = False) -> int:
     :return: 1 if one of them failed, and 0
     """
     failed = 0
-    ids = [entry.pixels_id if pixels else entry.env_id for entry in entries]
-    for env_id in filter(None, ids):
+    ids = [env_id for entry in entries if (env_id := entry.pixels_id if pixels else entry.env_id)]
+    for env_id in ids:
         try:
             checked = check_task(env_id)
         except Exception as error:  # noqa: BLE001 (one task must not keep the others from being tried)
@@ -91,5 +93,5 @@ def try_out(entries: Sequence[SuiteEntry], pixels: bool = False) -> int:
             remarks = "".join(f"; {remark}" for remark in checked.warnings)
             done = f"{checked.decisions} decisions, return {checked.total:.1f}, {checked.seconds:.1f} s"
             print(f"{env_id}: {done}{remarks}", flush=True)
-    print(f"{len(entries) - failed} of {len(entries)} tasks passed")
+    print(f"{len(ids) - failed} of {len(ids)} tasks passed")
     return int(failed > 0)

@@ -21,10 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
 from stable_baselines3.common.utils import get_device
 
-from sb3_mbdpo import MBDPO
+from sb3_mbdpo import MBDPO, zoo_checks
 from sb3_mbdpo.presets import resolve_preset
 
 try:
@@ -170,29 +169,6 @@ def register() -> None:
     hyperparams_opt.HYPERPARAMS_CONVERTER[ALGO] = convert_mbdpo_params
 
 
-def import_environments(env_id: str) -> None:
-    """
-    Import the package that registers an environment, where that is one of this package's extras.
-
-    :param env_id: environment id
-    """
-    if env_id in gym.registry:
-        return
-    if env_id.startswith("dm_control/"):
-        try:
-            importlib.import_module("shimmy")
-            importlib.import_module("dm_control")
-        except ImportError as error:
-            message = f'{env_id} needs the DeepMind Control Suite: run `pip install "sb3-mbdpo[dmc]"`'
-            raise ImportError(message) from error
-    elif env_id.startswith("Fetch"):
-        try:
-            gym.register_envs(importlib.import_module("gymnasium_robotics"))
-        except ImportError as error:
-            message = f'{env_id} needs Gymnasium-Robotics: run `pip install gymnasium-robotics "mujoco<3.12"`'
-            raise ImportError(message) from error
-
-
 def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     """
     Fill in what a command of ``rl_zoo3`` needs to find MBDPO and its files, unless it was given.
@@ -214,7 +190,7 @@ def complete_arguments(command: str, arguments: Sequence[str]) -> list[str]:
         parser.add_argument("-f", "--folder")
     given, _ = parser.parse_known_args(completed)
 
-    import_environments(given.env)
+    zoo_checks.import_environments(given.env)
     if given.algo is None:
         completed += ["--algo", ALGO]
     if given.algo in (None, ALGO):

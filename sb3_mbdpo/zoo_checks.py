@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import importlib
 import importlib.util
 import inspect
 import json
@@ -43,6 +44,9 @@ IMPORTS = {
     "myo": ("myosuite", 'pip install "sb3-mbdpo[myosuite]"'),
 }
 
+# NumPy's
+LARGEST_SEED = 2**32 - 1
+
 
 class BadInputError(ValueError):
     """A mistake on the command line, said in one sentence."""
@@ -58,6 +62,29 @@ def known_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str]) -
 
 
 # --- environments -----------------------------------------------------------------------------------------------------
+
+
+def import_environments(env_id: str) -> None:
+    """
+    Import the package that registers an environment, where that is one of this package's extras.
+
+    :param env_id: environment id
+    """
+    if env_id in gym.registry:
+        return
+    if env_id.startswith("dm_control/"):
+        try:
+            importlib.import_module("shimmy")
+            importlib.import_module("dm_control")
+        except ImportError as error:
+            message = f'{env_id} needs the DeepMind Control Suite: run `pip install "sb3-mbdpo[dmc]"`'
+            raise ImportError(message) from error
+    elif env_id.startswith("Fetch"):
+        try:
+            gym.register_envs(importlib.import_module("gymnasium_robotics"))
+        except ImportError as error:
+            message = f'{env_id} needs Gymnasium-Robotics: run `pip install gymnasium-robotics "mujoco<3.12"`'
+            raise ImportError(message) from error
 
 
 def check_environment(env_id: str, env_kwargs: dict[str, Any] | None = None, continuous: bool = True) -> None:
@@ -114,7 +141,8 @@ def _unregistered(env_id: str) -> str:
     # Other versions and namespaces first: that is what is mistyped most
     bare = re.sub(r"-v\d+$", "", env_id).rpartition("/")[2].lower()
     same = [name for name in gym.registry if re.sub(r"-v\d+$", "", name).rpartition("/")[2].lower() == bare]
-    near = (sorted(same, reverse=True) + difflib.get_close_matches(env_id, gym.registry, n=3, cutoff=0.5))[:3]
+    alike = difflib.get_close_matches(env_id, gym.registry, n=3, cutoff=0.5)
+    near = list(dict.fromkeys([*sorted(same, reverse=True), *alike]))[:3]
     hint = f"did you mean {' or '.join(near)}?" if near else "`mbdpo tasks` lists the paper's."
     commands = {_missing_package(str(gym.spec(name).entry_point)) for name in near[:1]} - {None}
     install = f" (It needs `{commands.pop()}`.)" if commands else ""
@@ -145,9 +173,47 @@ def check_device(device: str) -> None:
     :raises BadInputError: if nothing can be put there
     """
     try:
-        th.empty(0, device=get_device(device))
+        chosen = get_device(device)
+        th.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise BadInputError(f"--device {device} cannot be used: {sentence(error)}.") from error
+    if device != "auto" and chosen.type != th.device(device).type:
+        # Stable-Baselines3 takes the CPU without a word
+        raise BadInputError(f"--device {device} cannot be used: PyTorch finds no such device here.")
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def check_count(option: str, text: str | None, also: Sequence[int] = ()) -> None:
+    """
+    :param option: Option of a command
+    :param text: Its value as it was given, None where it was not
+    :param also: What it may be besides a whole number of at least 1
+    :raises BadInputError: if it is less
+    """
+    number = _whole_number(text)
+    if number is not None and number < 1 and number not in also:
+        raise BadInputError(f"{option} must be at least 1, got {number}.")
+
+
+def check_seed(text: str | None, least: int = 0) -> None:
+    """
+    :param text: A seed as it was given, None where it was not
+    :param least: The smallest one; -1 where that draws one
+    :raises BadInputError: if there is no such seed
+    """
+    number = _whole_number(text)
+    if number is not None and not least <= number <= LARGEST_SEED:
+        raise BadInputError(f"--seed must be between {least} and {LARGEST_SEED}, got {number}.")
+
+
+def _whole_number(text: str | None) -> int | None:
+    """None too for what is none, which the program itself refuses."""
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return None
 
 
 # --- hyperparameters --------------------------------------------------------------------------------------------------

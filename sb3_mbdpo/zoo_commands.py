@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 import io
 import os
 import platform
@@ -29,6 +30,9 @@ PACKAGES = (
     *("sb3-mbdpo", "torch", "stable-baselines3", "sb3-contrib", "rl_zoo3", "gymnasium", "numpy"),
     *("mujoco", "dm_control", "metaworld", "myosuite", "mani_skill", "box2d"),
 )
+
+# Options of a training that count something
+COUNTS = ("--n-eval-envs", "--eval-episodes", "--n-trials", "--n-jobs", "--n-evaluations")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -144,7 +148,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
         ) from error
     for package in given.gym_packages:
         importlib.import_module(package)
-    zoo.import_environments(given.env)
+    zoo_checks.import_environments(given.env)
     return given
 
 
@@ -155,6 +159,10 @@ def _training_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--device", default="auto")
     parser.add_argument("-n", "--n-timesteps", default="-1")
+    parser.add_argument("--seed")
+    parser.add_argument("-tb", "--tensorboard-log", default="")
+    for option in (*COUNTS, "--log-interval"):
+        parser.add_argument(option)
     parser.add_argument("-f", "--log-folder", default="logs")
     parser.add_argument("-i", "--trained-agent", default="")
     parser.add_argument("-conf", "--conf-file", default=str(zoo.default_config()))
@@ -169,6 +177,14 @@ def _training_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def _check_training(given: argparse.Namespace) -> dict[str, Any]:
     """:return: The hyperparameters that training will use, as far as they are this package's business"""
     zoo_checks.check_device(given.device)
+    zoo_checks.check_seed(given.seed, least=-1)
+    # The zoo's own words for "as the entry has it", and for no logs at all
+    zoo_checks.check_count("--n-timesteps", given.n_timesteps, also=(-1,))
+    zoo_checks.check_count("--log-interval", given.log_interval, also=(-1, -2))
+    for option in COUNTS:
+        zoo_checks.check_count(option, getattr(given, option[2:].replace("-", "_")))
+    if given.tensorboard_log and importlib.util.find_spec("tensorboard") is None:
+        raise BadInputError('--tensorboard-log needs tensorboard: run `pip install "sb3-mbdpo[tracking]"`.')
     if given.trained_agent:
         if not given.trained_agent.endswith(".zip") or not Path(given.trained_agent).is_file():
             raise BadInputError(f"There is no trained agent {given.trained_agent}: -i takes the path of its .zip file.")
@@ -193,6 +209,10 @@ def _acting_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-f", "--folder", default="logs")
     parser.add_argument("--exp-id", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed")
+    # Of report they are episodes
+    parser.add_argument("-n", "--n-timesteps", "--n-episodes")
+    parser.add_argument("--n-envs")
     parser.add_argument("--no-render", action="store_true")
     parser.add_argument("--load-best", action="store_true")
     parser.add_argument("--load-checkpoint", type=int)
@@ -205,6 +225,9 @@ def _check_acting(given: argparse.Namespace) -> None:
     if not given.env:
         raise BadInputError("Name the environment that the agent was trained on with --env.")
     zoo_checks.check_device(given.device)
+    zoo_checks.check_seed(given.seed)
+    zoo_checks.check_count("-n", given.n_timesteps)
+    zoo_checks.check_count("--n-envs", given.n_envs)
     zoo_checks.check_environment(given.env, continuous=given.algo == zoo.ALGO)
     if given.exp_id != -1:
         zoo_checks.check_run(given.folder, given.algo, given.env)

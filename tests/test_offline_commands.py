@@ -6,9 +6,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 from torch.nn.utils import parameters_to_vector
 
 from sb3_mbdpo import MBDPO, convert_minari
@@ -150,7 +152,17 @@ def test_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fine_tuning_on_a_known_task_and_of_a_single_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     several = trained(tmp_path / "several")
-    more = ["--save", str(tmp_path / "tuned"), "--eval-episodes", "1", "--device", "cpu", "--verbose", "0"]
+    more = [
+        "--save",
+        str(tmp_path / "tuned"),
+        "--overwrite",
+        "--eval-episodes",
+        "1",
+        "--device",
+        "cpu",
+        "--verbose",
+        "0",
+    ]
     known = ["--model", str(several), "--task", "fast", "--steps", "6", "--trainable", "heads", "policies", *more]
     assert finetune(known) == 0
     table = capsys.readouterr().out.splitlines()[-3:]
@@ -185,7 +197,7 @@ def test_fine_tuning_of_what_was_trained_in_environments(n_envs: int, tmp_path: 
 
     def tuned(name: str, *more: str) -> MBDPO:
         arguments = ["--model", str(tmp_path / name), "--env", "Pendulum-v1", "--steps", "20", "--verbose", "0"]
-        arguments += ["--save", str(tmp_path / "tuned"), "--eval-episodes", "1", "--device", "cpu"]
+        arguments += ["--save", str(tmp_path / "tuned"), "--overwrite", "--eval-episodes", "1", "--device", "cpu"]
         assert finetune([*arguments, *more]) == 0
         return MBDPO.load(tmp_path / "tuned", device="cpu")
 
@@ -211,7 +223,7 @@ def test_fine_tuning_of_a_model_saved_with_its_replay_goes_on(tmp_path: Path) ->
 def test_fine_tuning_beside_the_data_of_pretraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     several, shares = trained(tmp_path / "several"), []
     arguments = ["--model", str(several), "--task", "fast", "--steps", "6", "--save", str(tmp_path / "tuned")]
-    arguments += ["--eval-episodes", "1", "--device", "cpu", "--verbose", "0"]
+    arguments += ["--overwrite", "--eval-episodes", "1", "--device", "cpu", "--verbose", "0"]
     sample = MBDPO._sample
 
     def spy(self: MBDPO, batch_size: int) -> Any:
@@ -231,11 +243,56 @@ def test_fine_tuning_beside_the_data_of_pretraining(tmp_path: Path, monkeypatch:
     assert finetune([*arguments, *data[-2:]]) == 2
 
 
+def test_fine_tuning_of_a_folder_or_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    MBDPO.load(trained(tmp_path / "several"), device="cpu").save_pretrained(folder)
+    rest = ["--task", "fast", "--steps", "6", "--device", "cpu", "--verbose", "0", "--eval-episodes", "0"]
+    assert finetune(["--model", str(folder), *rest, "--save", str(tmp_path / "tuned")]) == 0
+    model = MBDPO.load(tmp_path / "tuned", device="cpu")
+    assert (model.num_timesteps, model._n_updates, model._acts_from_start) == (6, 4, True)
+    assert "before" not in capsys.readouterr().out, "no episodes, no scores"
+    found = MBDPO.from_pretrained
+    monkeypatch.setattr(MBDPO, "from_pretrained", lambda name, **kwargs: found({"me/several": folder}[name], **kwargs))
+    assert finetune(["--model", "me/several", *rest, "--save", str(tmp_path / "other")]) == 0
+    assert parameters_of(tmp_path / "other.zip").shape == parameters_of(tmp_path / "tuned.zip").shape
+
+
+def test_fine_tuning_does_not_replace_a_file_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    several, kept = trained(tmp_path / "several"), tmp_path / "kept.zip"
+    kept.write_text("something else")
+    assert finetune(["--model", str(several), "--task", "fast", "--save", str(kept), "--device", "cpu"]) == 2
+    assert "--overwrite" in capsys.readouterr().err and kept.read_text() == "something else"
+
+
+def test_scores_of_what_was_learned_from_normalised_observations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = VecNormalize(make_vec_env("Pendulum-v1", 1), norm_reward=False, clip_obs=0.5)
+    settings: dict[str, Any] = {"preset": "debug", "act_mode": "prior", "batch_size": 8, "buffer_size": 100}
+    MBDPO("MlpPolicy", env, learning_starts=16, warmup_updates=0, device="cpu", **settings).learn(20).save(
+        tmp_path / "m"
+    )
+    largest: list[float] = []
+    predict = MBDPO.predict
+
+    def spy(self: MBDPO, observation: np.ndarray, *args: Any, **kwargs: Any) -> Any:
+        largest.append(float(np.abs(observation).max()))
+        return predict(self, observation, *args, **kwargs)
+
+    monkeypatch.setattr(MBDPO, "predict", spy)
+    arguments = ["--model", str(tmp_path / "m"), "--env", "Pendulum-v1", "--steps", "2", "--eval-episodes", "1"]
+    assert finetune([*arguments, "--save", str(tmp_path / "tuned"), "--device", "cpu", "--verbose", "0"]) == 0
+    assert largest and max(largest) <= 0.5
+
+
 def test_fine_tuning_can_end_with_an_average(tmp_path: Path) -> None:
     several = trained(tmp_path / "several")
     start = parameters_of(several)
     arguments = ["--model", str(several), "--task", "fast", "--steps", "6", "--save", str(tmp_path / "tuned")]
-    arguments += ["--eval-episodes", "1", "--device", "cpu", "--verbose", "0", "--set", "learning_starts=2"]
+    arguments += ["--overwrite", "--eval-episodes", "0", "--device", "cpu", "--verbose", "0"]
+    arguments += ["--set", "learning_starts=2"]
     moved = []
     for more in ([], ["--average-weights", "0.9999"]):
         assert finetune([*arguments, *more]) == 0
@@ -337,6 +394,30 @@ def test_what_pretraining_refuses(
     assert [entry.name for entry in tmp_path.iterdir() if entry.is_file()] == ["file"]
 
 
+def test_nothing_is_converted_for_arguments_that_are_refused(tmp_path: Path) -> None:
+    shards, saved = tmp_path / "shards", tmp_path / "saved.zip"
+    saved.touch()
+    command = [str(CHUNK), "--shards-dir", str(shards), "--save"]
+    for more in (
+        [str(tmp_path / "new"), "--device", "foo"],
+        [str(saved)],
+        [str(tmp_path / "new"), "--resume"],
+        [str(tmp_path / "new"), "--reference-batch-size", "4"],
+        [str(tmp_path / "new"), "--eval-every", "5", "--eval-episodes", "0"],
+    ):
+        assert pretrain([*command, *more]) == 2
+    assert not shards.exists()
+
+
+def test_evaluating_without_an_environment_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record("test/nameless-v0", recorded((6, 9), PENDULUM, TORQUE, terminates=(False, False)), PENDULUM, TORQUE)
+    command = ["slow=test/slow-v0", "other=test/nameless-v0", "--save", str(tmp_path / "model"), *SMALL]
+    assert pretrain([*command, "--eval-every", "5"]) == 2
+    assert "leave it out: There is no environment for ['other']" in capsys.readouterr().err
+
+
 def test_what_is_there_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = trained(tmp_path / "model")
     before = path.read_bytes()
@@ -371,6 +452,10 @@ def test_what_fine_tuning_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--model", several, "--env", "Pendulum-v1", "--set", "learning_rate=abc"], 2, "learning rate"),
         (["--model", several, "--env", "Pendulum-v1", "--rehearse", "none.pt"], 2, "download the chunk"),
         (["--model", several, "--env", "Pendulum-v1", "--device", "foo"], 2, "foo"),
+        (["--model", several, "--env", "Pendulum-v1", "--device", "cuda"], 2, "finds no such device"),
+        (["--model", several, "--env", "Pendulum-v1", "--set", "device=cpu"], 2, "an option of its own: --device"),
+        (["--model", several, "--env", "Pendulum-v1", "--steps", "1e3"], 2, "must be a whole number, got '1e3'"),
+        (["--model", str(tmp_path / "me" / "model"), "--env", "Pendulum-v1"], 2, "does not exist"),
         (["--model", one, "--env", "Pendulum-v1", "--like", "fast"], 2, "leave out --like"),
         (["--model", one, "--env", "Pendulum-v1", "--average-weights", "1"], 2, "between 0 and 1"),
     ):

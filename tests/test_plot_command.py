@@ -76,6 +76,16 @@ def test_pictures_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureF
             assert said.startswith(f"mbdpo plot: {path} ") and "written" in said and len(said.splitlines()) == 1
 
 
+def test_runs_and_methods_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path, "Pendulum-v1_1", [100], [-1000.0])
+    for more, words in (
+        (["--exp-id", "99"], "There is no run 99 of mbdpo on Pendulum-v1; there are [1]."),
+        (["--methods", "sac"], "--methods are the reference's: add --against paper."),
+    ):
+        assert cli.main(["plot", "--env", "Pendulum-v1", "-f", str(tmp_path), *more]) == 2
+        assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("steps", ["-5", "0", "nan", "inf"])
 def test_steps_to_draw_are_some(steps: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_run(tmp_path, "Pendulum-v1_1", [100], [-1000.0])

@@ -1,5 +1,6 @@
 """Bad input on the command line: one sentence that says what to do, exit code 2, before any work."""
 
+import importlib.util
 import json
 import sys
 import zipfile
@@ -120,6 +121,46 @@ def test_values_that_cannot_work(
     assert words in said(capsys, "train", *where, "-params", hyperparam)
     assert not begun
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "-n", "0"], "--n-timesteps must be at least 1, got 0."),
+        (["train", "-n", "-5"], "--n-timesteps must be at least 1, got -5."),
+        (["train", "--log-interval", "0"], "--log-interval must be at least 1, got 0."),
+        (["train", "--n-eval-envs", "0"], "--n-eval-envs must be at least 1, got 0."),
+        (["train", "--eval-episodes", "0"], "--eval-episodes must be at least 1, got 0."),
+        (["tune", "--n-evaluations", "0"], "--n-evaluations must be at least 1, got 0."),
+        (["tune", "--n-jobs", "0"], "--n-jobs must be at least 1, got 0."),
+        (["train", "--seed", "5000000000"], "--seed must be between -1 and 4294967295, got 5000000000."),
+        (["enjoy", "--no-render", "--seed", "-1"], "--seed must be between 0 and 4294967295, got -1."),
+        (["enjoy", "--no-render", "-n", "-5"], "-n must be at least 1, got -5."),
+        (["enjoy", "--no-render", "--n-envs", "0"], "--n-envs must be at least 1, got 0."),
+        (["report", "-n", "0"], "-n must be at least 1, got 0."),
+    ],
+    ids=" ".join,
+)
+def test_numbers_that_cannot_be_meant(
+    arguments: list[str], words: str, begun: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    command, *rest = arguments
+    assert words in said(capsys, command, "--env", "Pendulum-v1", "-f", str(tmp_path / "logs"), *rest)
+    assert not begun and not list(tmp_path.iterdir())
+
+
+def test_tensorboard_has_to_be_there(
+    begun: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else found(name))
+    text = said(capsys, "train", "--env", "Pendulum-v1", "-f", str(tmp_path), "--tensorboard-log", str(tmp_path / "tb"))
+    assert "--tensorboard-log needs tensorboard" in text and not begun
+
+
+def test_an_id_is_proposed_once(capsys: pytest.CaptureFixture[str]):
+    text = said(capsys, "bench", "--env", "mbdpo/cartpole-swingup-v9")
+    assert text.count("mbdpo/cartpole-swingup-v0") == 1
 
 
 def test_devices_and_folders_that_cannot_be_used(begun: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path):

@@ -57,10 +57,10 @@ def can_be_made(env_id: str) -> bool:
     :param env_id: Environment id
     :return: Whether its package is installed, and pictures can be drawn where it needs them
     """
-    from sb3_mbdpo import zoo
+    from sb3_mbdpo import zoo_checks
 
     try:
-        zoo.import_environments(env_id)
+        zoo_checks.import_environments(env_id)
         gym.make(env_id, disable_env_checker=True).close()
     except (ImportError, RuntimeError, gym.error.Error) as error:
         print(f"{env_id}: left out: {error}", flush=True)
