@@ -335,7 +335,11 @@ class MBDPOPolicy(ActingPolicy):
 
     def mark_episodic(self) -> None:
         """Switch the termination head on: the task has been seen to terminate."""
-        if self.world_model.termination is not None and not self.episodic:
+        head = self.world_model.termination
+        if head is not None and not self.episodic:
+            # It has learned nothing so far: what it would say at random must not end what the search imagines
+            for parameter in head[-1].parameters():
+                nn.init.zeros_(parameter)
             self.episodic = True
             self.terminates.fill_(1.0)
 

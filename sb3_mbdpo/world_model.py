@@ -118,7 +118,7 @@ class WorldModel(nn.Module):
         self.encoder = encoder
         self.dynamics = mlp(joint, hidden, latent_dim, SimNorm(simnorm_dim), activation_fn)
         self.reward = head(joint, num_bins, zero_last=True)
-        self.termination = head(latent_dim + task_dim, 1) if with_termination else None
+        self.termination = head(latent_dim + task_dim, 1, zero_last=True) if with_termination else None
         self.critics = EnsembleMLP(n_critics, joint, hidden, num_bins, activation_fn, dropout)
         self.target_critics = EnsembleMLP(n_critics, joint, hidden, num_bins, activation_fn, dropout)
         self.target_critics.load_state_dict(self.critics.state_dict())

@@ -136,7 +136,7 @@ def randomize(model: WorldModel, seed: int = 0) -> WorldModel:
     """Give the last layers, which start at zero, random weights."""
     generator = th.Generator().manual_seed(seed)
     layers = [model.reward[-1].weight, model.critics.weights[-1], model.target_critics.weights[-1]]
-    layers += [model.energy[-1].weight] if model.energy is not None else []
+    layers += [head[-1].weight for head in (model.energy, model.termination) if head is not None]
     with th.no_grad():
         for weight in layers:
             weight.copy_(0.3 * th.randn(weight.shape, generator=generator))

@@ -326,6 +326,21 @@ def test_the_state_dict_tells_whether_the_task_terminates() -> None:
     assert make_policy(episodic=True).episodic
 
 
+def test_what_has_learned_nothing_of_ends_ends_nothing() -> None:
+    """A head that was never trained may hold anything, as in files of earlier versions."""
+    policy = make_policy()
+    head = policy.world_model.termination
+    assert head is not None
+    latents = th.randn(50, head[0].linear.in_features)
+    nn.init.normal_(head[-1].weight)
+    assert (head(latents) > 0).any()
+    policy.mark_episodic()
+    assert head(latents).abs().max() == 0
+    nn.init.normal_(head[-1].weight)
+    policy.mark_episodic()
+    assert head(latents).abs().max() > 0, "what it has learned since stays"
+
+
 def test_a_copied_policy_acts_alike_and_stands_alone() -> None:
     policy = make_policy()
     twin = copy.deepcopy(policy)

@@ -35,6 +35,6 @@ def test_trying_tasks_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert cli.main(["tasks", "cup-spin", "cup-catch", "--check"]) == 1
     assert "0 of 2 tasks passed" in capsys.readouterr().out
     # Of these one alone can be seen
-    assert cli.main(["tasks", "cup-spin", "cup-catch", "--check", "--pixels"]) == 1
+    assert cli.main(["tasks", "cup-spin", "reacher-easy", "--check", "--pixels"]) == 1
     assert "0 of 1 tasks passed" in capsys.readouterr().out
     assert cli.main(["tasks", "cup-catch", "--pixels"]) == 2
