@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from sb3_mbdpo.shard_format import VERSION, TaskData
 from sb3_mbdpo.shard_writer import SHARD_BYTES, ShardWriter, write_once
+from sb3_mbdpo.suites.catalogue import suite_entry
 from sb3_mbdpo.suites.registration import DMCONTROL, env_id
 from sb3_mbdpo.task_names import MT30, MT80, sizes_of
 
@@ -115,10 +116,10 @@ def convert_chunks(
         raise ValueError(
             f"Chunks with {observations} observations are neither mt30 (24) nor mt80 (39): pass task_names."
         )
-    fingerprint = _fingerprint(sources, names)
     observation_space = spaces.Box(-np.inf, np.inf, (observations,), np.float32)
     action_space = spaces.Box(-1.0, 1.0, (actions,), np.float32)
     tasks = [_task(name, observations, actions) for name in names]
+    fingerprint = _fingerprint(sources, tasks)
 
     def write() -> None:
         with ShardWriter(path, observation_space, action_space, fingerprint, tasks, shard_bytes) as writer:
@@ -134,7 +135,10 @@ def _task(name: str, observations: int, actions: int) -> TaskData:
     sizes = sizes_of(name)
     fits = sizes is not None and sizes[0] <= observations and sizes[1] <= actions
     observation_size, action_size = sizes if sizes is not None and fits else (observations, actions)
-    return TaskData(name, observation_size, action_size, env_id=env_id(name) if name in DMCONTROL else None)
+    # Longer than the rows of a chunk: mt80 holds episodes of DMControl in pieces
+    limit = suite_entry(name).decisions if name in MT80 else None
+    made_by = env_id(name) if name in DMCONTROL else None
+    return TaskData(name, observation_size, action_size, env_id=made_by, max_episode_length=limit)
 
 
 def _blocks(file: Path, n_tasks: int) -> Iterator[tuple[np.ndarray, ...]]:
@@ -163,6 +167,7 @@ def _check(first: int, file: Path, obs: np.ndarray, what: str, wrong: np.ndarray
         raise ValueError(f"{file}, episode {episode} has {what}: download the file again.")
 
 
-def _fingerprint(files: Sequence[Path], names: Sequence[str]) -> str:
+def _fingerprint(files: Sequence[Path], tasks: Sequence[TaskData]) -> str:
+    known = [(task.name, task.max_episode_length) for task in tasks]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps([VERSION, list(names), stats]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([VERSION, known, stats]).encode()).hexdigest()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 
+from sb3_mbdpo import MBDPO, task_set
 from sb3_mbdpo.chunks import ALLOWED, convert_chunks, read_chunk
 from sb3_mbdpo.shards import ShardedDataset
 from sb3_mbdpo.task_names import MT30, MT80
@@ -39,6 +40,10 @@ def test_released_chunks_become_shards(
     data = ShardedDataset(convert_chunks([CHUNKS / name], tmp_path / "set"), horizon=2, seed=0)
     assert (data.n_episodes, len(data)) == (shape[0], shape[0] * (shape[1] - 1))
     assert tuple(task.name for task in data.tasks) == tasks
+    # The tasks' own time limits: mt80 holds episodes of 500 decisions in pieces
+    assert {task.name: task.max_episode_length for task in data.tasks} == {
+        name: 500 if name in MT30 else 100 for name in tasks
+    }
     assert not data.has_terminations()
     samples = data.sample(64)
     assert isinstance(samples.observations, th.Tensor)
@@ -59,6 +64,15 @@ def test_released_chunks_become_shards(
         ):
             assert th.equal(part[:valid, b], chunk[key][episode, row + 1 : row + 1 + valid])
     assert "tensordict" not in sys.modules
+
+
+def test_models_of_released_chunks_have_the_discounts_of_their_tasks(tmp_path: Path) -> None:
+    path = convert_chunks([CHUNKS / "chunk_mt80.pt"], tmp_path / "set")
+    model = MBDPO.from_minari(ShardedDataset(path), preset="debug", device="cpu")
+    theirs = {task.name: (task.episode_length, task.discount) for task in task_set("mt80")}
+    assert model.tasks is not None
+    found = {task.name: (task.episode_length, task.discount) for task in model.tasks}
+    assert found == {name: theirs[name] for name in found} and {limit for limit, _ in found.values()} == {500, 100}
 
 
 def test_several_files_at_once_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
