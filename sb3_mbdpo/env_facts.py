@@ -50,10 +50,11 @@ def _action_repeat(env: VecEnv) -> int:
 
 def episode_length_of(env: VecEnv) -> int | None:
     """
-    Time limit of the first environment, from its ``TimeLimit`` wrapper or else its spec.
+    Time limit of the first environment, from its ``TimeLimit`` wrapper or else its spec; around the former,
+    :class:`~sb3_mbdpo.wrappers.ActionRepeat` makes decisions of its steps.
 
     :param env: Vector environment
-    :return: Environment steps, or None when the environment does not say, or has no limit
+    :return: Steps, or None when the environment does not say, or has no limit
     """
     limit = next(iter(attributes_of(env, "_max_episode_steps")), None)
     if limit is None:

@@ -1,5 +1,6 @@
 """Environment wrappers that the paper's task suites need."""
 
+import math
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -18,6 +19,16 @@ class ActionRepeat(gym.Wrapper):
         if repeat < 1:
             raise ValueError(f"repeat must be at least 1, got {repeat}")
         self.action_repeat = repeat
+
+    @property
+    def _max_episode_steps(self) -> int:
+        """
+        The time limit of what is wrapped, in decisions: what is asked of an environment comes from its outermost
+        wrapper that knows.
+
+        :raises AttributeError: if there is no time limit
+        """
+        return math.ceil(self.env.get_wrapper_attr("_max_episode_steps") / self.action_repeat)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """

@@ -1,5 +1,6 @@
 """What is asked of environments, in this process and in others."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_mbdpo import MBDPO
@@ -37,11 +39,26 @@ def test_both_kinds_of_vector_environment_say_the_same(kind: type[Any]) -> None:
     assert describe_env(env) == {"id": "Pendulum-v1", "action_repeat": 1} and episode_length_of(env) == 200
     env.close()
     env = VecNormalize(kind([repeated]))
-    assert describe_env(env) == {"id": "Pendulum-v1", "action_repeat": 2} and episode_length_of(env) == 200
+    assert describe_env(env) == {"id": "Pendulum-v1", "action_repeat": 2} and episode_length_of(env) == 100
     env.close()
     env = kind([ToyEnv])
     assert describe_env(env) is None and episode_length_of(env) is None
     env.close()
+
+
+@pytest.mark.parametrize(
+    ("wrap", "length"),
+    [
+        (lambda env: ActionRepeat(env, 8), 25),
+        (lambda env: ActionRepeat(ActionRepeat(env, 3), 2), 34),
+        (lambda env: TimeLimit(ActionRepeat(env, 8), 10), 10),
+        (lambda env: ActionRepeat(env.unwrapped, 8), None),
+    ],
+    ids=["once", "nested", "limited again", "without a limit"],
+)
+def test_episodes_are_as_long_as_they_are_for_who_decides(wrap: Callable[[gym.Env], gym.Env], length: int | None):
+    env = DummyVecEnv([lambda: Monitor(wrap(gym.make("Pendulum-v1")))])
+    assert episode_length_of(env) == length
 
 
 def only_there() -> gym.Env:
