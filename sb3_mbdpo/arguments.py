@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
 from sb3_mbdpo.building import policy_arguments
-from sb3_mbdpo.env_facts import episode_length_of
+from sb3_mbdpo.env_facts import attributes_of, episode_length_of
 from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.policies import MBDPOPolicy
 from sb3_mbdpo.presets import discount_for, learning_starts_for, resolve_preset
@@ -131,24 +131,32 @@ def _check_train_freq(train_freq: object) -> None:
 
 def _apply_episode_rules(model: MBDPO) -> None:
     tasks = model.tasks
+    length: int | None = None
     if tasks is not None:
-        # As many random episodes of each task as a single one gets
-        length: int | None = sum(task.episode_length or 0 for task in tasks)
-    else:
-        length = None if model.env is None else episode_length_of(model.env)
+        length = _length_of_a_round(model)
+    elif model.env is not None:
+        length = episode_length_of(model.env)
     if model.learning_starts is None:
         model.learning_starts = learning_starts_for(length)
         if model.warmup_updates is None:
             model.warmup_updates = model.learning_starts
     if tasks is not None:
         if model.verbose >= 1:
-            print(f"{len(tasks)} tasks of {length} steps in all: learning_starts={model.learning_starts}")
+            print(f"An episode of each task played: {length} steps; learning_starts={model.learning_starts}")
         return
     if model.gamma is None:
         model.gamma = discount_for(length)
     if model.verbose >= 1:
         known = "of unknown length" if length is None else f"of at most {length} steps"
         print(f"Episodes {known}: gamma={model.gamma:g}, learning_starts={model.learning_starts}")
+
+
+def _length_of_a_round(model: MBDPO) -> int:
+    """Steps of an episode of each task that is played; of the longest one where no environment says which are."""
+    assert model.tasks is not None
+    lengths = {task.name: task.episode_length or 0 for task in model.tasks}
+    played = set() if model.env is None else set(attributes_of(model.env, "task_name"))
+    return sum(lengths[name] for name in played) if played else max(lengths.values())
 
 
 def check_arguments(model: MBDPO) -> None:

@@ -83,6 +83,19 @@ def test_tasks_come_from_the_environments() -> None:
     assert width == LEANING.observation_dim + 96
 
 
+def test_random_steps_are_episodes_of_the_tasks_that_are_played() -> None:
+    tasks = TaskSet([Task(f"t{i}", 3, 1, episode_length=1000 * (i + 1)) for i in range(3)])
+    settings: dict[str, Any] = {"preset": "debug", "device": "cpu", "buffer_size": 100}
+
+    def starts(*names: str) -> int:
+        env = DummyVecEnv([lambda name=name: MultiTaskEnv(Leaning(), tasks, name) for name in names])  # type: ignore
+        return MBDPO("MultiInputPolicy", env, **settings).learning_starts
+
+    assert (starts("t0"), starts("t0", "t1", "t0"), starts("t0", "t1", "t2")) == (5_000, 15_000, 30_000)
+    alone = MBDPO("MultiInputPolicy", None, tasks=tasks, **settings)  # type: ignore[arg-type]
+    assert alone.learning_starts == 15_000, "an environment of the longest"
+
+
 @pytest.mark.parametrize("form", ["set", "dict", "list"])
 def test_tasks_can_be_given_as_plain_data(form: str) -> None:
     tasks = TaskSet(LEANING.tasks)
