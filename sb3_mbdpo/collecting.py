@@ -83,9 +83,14 @@ class CollectingAlgorithm(RehearsingAlgorithm):
         learning_starts: int = 0,
         log_interval: int | None = None,
     ) -> RolloutReturn:
-        rollout = super().collect_rollouts(
-            env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
-        )
+        try:
+            rollout = super().collect_rollouts(
+                env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
+            )
+        except BaseException:
+            # The environments may be a step ahead of what is stored: whoever goes on begins with a new episode
+            self._last_obs = None
+            raise
         if not rollout.continue_training:
             self._pass_over(callback.locals["new_obs"], callback.locals["dones"])
         return rollout

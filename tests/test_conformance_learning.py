@@ -94,6 +94,39 @@ def test_going_on_after_a_callback_has_stopped(n_envs: int, normalised: bool, la
     assert th.equal(reached[..., 2], first[None, :, 2] + steps), "nor the step that is missing"
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("last", [16, 19])
+def test_going_on_after_an_error(error: type[BaseException], last: int) -> None:
+    """The step that led to it is not stored, and nothing is stored as if it had not been made."""
+    model = make(counters(2, length=8), learning_starts=10, buffer_size=300)
+    env = model.get_env()
+    assert env is not None and model.replay_buffer is not None
+    step_wait = env.step_wait
+
+    def broken() -> Any:
+        observations, rewards, dones, infos = step_wait()
+        if model.num_timesteps + 2 == 2 * last:
+            env.step_wait = step_wait  # type: ignore[method-assign]
+            if error is KeyboardInterrupt:
+                raise error
+            rewards[1] = np.nan
+        return observations, rewards, dones, infos
+
+    env.step_wait = broken  # type: ignore[method-assign]
+    with pytest.raises(error):
+        model.learn(1000)
+    stored = model.replay_buffer.size()
+    assert stored == last - 1
+    model.learn(40, reset_num_timesteps=False)
+    buffer = model.replay_buffer
+    before, after = buffer.observations[: buffer.size()], buffer.next_observations[: buffer.size()]
+    # [environment, episode, step]
+    assert (before[..., :2] == after[..., :2]).all() and (after[..., 2] == before[..., 2] + 1).all()
+    assert buffer.size() == stored + 20 and (before[stored, :, 2] == 0).all(), "a new episode"
+    windows = buffer.sample(300)
+    assert (windows.observations[..., :2] == windows.observations[:1, :, :2]).all()
+
+
 def test_terminations_that_were_put_into_the_buffer() -> None:
     model = make(ToyEnv(lengths=(100,)))
     zeros = np.zeros((1, 3), np.float32)
