@@ -226,6 +226,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
         from sb3_mbdpo import hub_transfer, model_card
 
         model = cast("MBDPO", self)
+        hub_transfer.check_name(repo_id)
         hub_transfer.check_account(token)
         known = evaluation_sources(model, save_kwargs.get("eval_envs"))
         if n_eval_episodes is None:

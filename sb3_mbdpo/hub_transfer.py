@@ -10,10 +10,12 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from sb3_mbdpo.checkpoint_config import (
     CARD,
@@ -182,6 +184,17 @@ def require_token(token: str | bool | None) -> None:
             "There is no token of the Hugging Face Hub: run `hf auth login`, set HF_TOKEN, or pass token=... (one that "
             "may write, from https://huggingface.co/settings/tokens)."
         )
+
+
+def check_name(repo_id: str) -> None:
+    """
+    :param repo_id: Name of a repository, to be uploaded to
+    :raises ValueError: if the Hub takes none like it
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no name of a repository, pass 'user/name': {error}") from error
 
 
 def check_account(token: str | bool | None) -> None:

@@ -60,6 +60,19 @@ def test_mistakes_are_one_line_and_code_1(
     assert not Path("x").exists()
 
 
+def test_push_looks_at_names_and_numbers_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    MBDPO("MlpPolicy", "CheckpointPendulum-v0", **QUICK).save(tmp_path / "agent.zip")
+    monkeypatch.setattr("sb3_mbdpo.hub_transfer.check_account", lambda token: pytest.fail("asked the Hub"))
+    assert hub_commands.push([str(tmp_path / "agent.zip"), "me/agent/x"]) == 1
+    assert "error: 'me/agent/x' is no name of a repository" in capsys.readouterr().err
+    for more in (["-n", "-3"], ["--seed", "-1"]):
+        with pytest.raises(SystemExit, match="2"):
+            hub_commands.push([str(tmp_path / "agent.zip"), "me/agent", *more])
+        assert "must be at least 0" in capsys.readouterr().err
+
+
 def test_push_of_a_zip_evaluates_and_writes_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     MBDPO("MlpPolicy", "CheckpointPendulum-v0", **QUICK).save(tmp_path / "agent.zip")
     monkeypatch.setattr("sb3_mbdpo.hub_transfer.check_account", lambda token: None)
