@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Argument, smallest and largest value; the search checks its own too (see SearchConfig)
 COUNTS = (
+    ("buffer_size", 1),
     ("batch_size", 1),
     ("learning_starts", 0),
     ("warmup_updates", 0),
@@ -46,6 +47,8 @@ COUNTS = (
     # As many updates as there were environment steps: -1
     ("gradient_steps", -1),
 )
+# What may still be None once the preset has decided the rest: see _apply_episode_rules
+DECIDED_BY_RULE = ("learning_starts", "warmup_updates", "gamma")
 # Attributes of Stable-Baselines3 that are called otherwise than their arguments
 KEPT_AS = {"stats_window_size": "_stats_window_size"}
 RANGES = (
@@ -107,16 +110,21 @@ def resolve_defaults(model: MBDPO) -> None:
 
 
 def _check_numbers(model: MBDPO) -> None:
-    """Check what was given; what is still None is decided by rule."""
     for name, least in COUNTS:
         value = getattr(model, KEPT_AS.get(name, name))
-        if value is not None and (not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least):
+        if value is None and name in DECIDED_BY_RULE:
+            continue
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
     for name, low, high in RANGES:
         value = getattr(model, name)
-        if value is not None and (not isinstance(value, numbers.Real) or not low <= float(value) <= high):
+        if value is None and name in DECIDED_BY_RULE:
+            continue
+        if not isinstance(value, numbers.Real) or not low <= float(value) <= high:
             limit = f"between {low:g} and {high:g}" if high == 1 else f"a number of at least {low:g}"
             raise ValueError(f"{name} must be {limit}, got {value!r}.")
+    if model.max_grad_norm == 0:
+        raise ValueError("max_grad_norm=0 clips every gradient to nothing: pass more, or math.inf for no clipping.")
 
 
 def _check_train_freq(train_freq: object) -> None:

@@ -1,3 +1,4 @@
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,28 @@ def test_numbers_are_kept_in_their_range(name: str, low: float, high: float) -> 
         with pytest.raises(ValueError, match=f"{name} must be"):
             make(**{name: value})
     make(max_grad_norm=math.inf)
+    with pytest.raises(ValueError, match="max_grad_norm=0 clips every gradient to nothing"):
+        make(max_grad_norm=0)
+
+
+NUMBERS = [name for name, *_ in (*COUNTS, *RANGES)]
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(MBDPO).parameters.items()}
+
+
+@pytest.mark.parametrize("name", [name for name in NUMBERS if DEFAULTS[name] is not None])
+def test_none_is_no_number_unless_it_is_the_default(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be .*, got None"):
+        make(**{name: None})
+
+
+def test_every_number_whose_default_is_none_is_decided() -> None:
+    model = make(**{name: None for name in NUMBERS if DEFAULTS[name] is None})
+    assert all(getattr(model, name) is not None for name in NUMBERS if DEFAULTS[name] is None)
+
+
+def test_a_buffer_has_a_whole_number_of_rows() -> None:
+    with pytest.raises(ValueError, match=r"buffer_size must be a whole number of at least 1, got 1000\.0"):
+        make(buffer_size=1e3)
 
 
 @pytest.mark.parametrize("value", [0, -1, True, "4", None, [4, "step"], (0, "step"), (0, "episode"), (1,)], ids=str)
