@@ -257,6 +257,8 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Box) -> N
     :param action_space: Action space
     :raises ValueError: naming the space and what to do
     """
+    if 0 in action_space.shape:
+        raise ValueError(f"There must be at least one action, got {action_space}: add an unused one in a wrapper.")
     with np.errstate(over="ignore"):
         width = action_space.high - action_space.low
     if not (np.isfinite(width) & (width > 0)).all():
@@ -265,7 +267,11 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Box) -> N
             "rescale the others, in a wrapper."
         )
     leaves = observation_space.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    if not leaves:
+        raise ValueError(f"Dict observations need at least one key, got {observation_space}: add what is observed.")
     for space in leaves:
+        if 0 in (space.shape or ()):
+            raise ValueError(f"Observations need at least one entry, got {space}: leave it out, or add a constant.")
         if np.any(getattr(space, "start", 0)):
             raise ValueError(f"Discrete observations must start at 0, got {space}: subtract the start in a wrapper.")
         if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1:

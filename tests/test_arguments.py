@@ -83,6 +83,9 @@ def test_episodic_is_known_or_left_out(value: Any) -> None:
         (spaces.MultiDiscrete([3, 3], start=[1, 1]), "start at 0"),
         (spaces.MultiDiscrete([[3, 3], [2, 2]]), "one dimension"),
         (spaces.Box(-1.0, 1.0, ()), "at least one dimension"),
+        (spaces.Box(-1.0, 1.0, (0,)), r"at least one entry, got Box\(\[\], \[\], \(0,\)"),
+        (spaces.Dict({"none": spaces.Box(-1.0, 1.0, (4, 0)), "speed": VECTOR}), "at least one entry"),
+        (spaces.Dict({}), "at least one key"),
     ],
 )
 def test_observations_that_cannot_be_learned_from(space: spaces.Space, words: str) -> None:
@@ -103,6 +106,20 @@ def test_observations_that_cannot_be_learned_from(space: spaces.Space, words: st
 def test_action_bounds_without_a_finite_width(space: spaces.Box) -> None:
     with pytest.raises(ValueError, match="low < high"):
         make(ToyEnv(action_space=space))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"action_space": spaces.Box(-1.0, 1.0, (0,))}, r"at least one action, got Box\(\[\], \[\], \(0,\)"),
+        ({"observation_space": spaces.Box(-1.0, 1.0, (0,))}, "at least one entry"),
+        ({"observation_space": spaces.Dict({})}, "at least one key"),
+    ],
+    ids=["actions", "observations", "keys"],
+)
+def test_nothing_to_do_or_to_see(kwargs: dict[str, spaces.Space], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make(ToyEnv(**kwargs), "MultiInputPolicy" if words == "at least one key" else "MlpPolicy")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
