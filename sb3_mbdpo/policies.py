@@ -88,6 +88,7 @@ class MBDPOPolicy(ActingPolicy):
 
     terminates: th.Tensor
     image_encoder: ClassVar[bool] = False
+    dict_encoder: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -264,6 +265,10 @@ class MBDPOPolicy(ActingPolicy):
                 activation_fn=activation_fn,
                 normalized_images=not self.normalize_images,
             )
+        if self.dict_encoder:
+            raise ValueError(
+                f"MultiInputPolicy needs Dict observations, got {space}: use CnnPolicy for images, else MlpPolicy."
+            )
         if self.image_encoder:
             if not is_image_space(space, check_channels=False, normalized_image=not self.normalize_images):
                 raise ValueError(
@@ -361,3 +366,5 @@ class CnnPolicy(MBDPOPolicy):
 
 class MultiInputPolicy(MBDPOPolicy):
     """MBDPO on flat Dict observations: one encoder trunk per key."""
+
+    dict_encoder: ClassVar[bool] = True

@@ -142,6 +142,12 @@ def test_dict_observations_ask_for_their_policy(policy: str) -> None:
         make(ToyEnv(MIXED), policy)
 
 
+@pytest.mark.parametrize("space", [CHW, VECTOR, spaces.Discrete(4)], ids=["image", "vector", "discrete"])
+def test_observations_of_one_kind_ask_for_theirs(space: spaces.Space) -> None:
+    with pytest.raises(ValueError, match=r"MultiInputPolicy needs Dict.*: use CnnPolicy for images"):
+        make(ToyEnv(space), "MultiInputPolicy")
+
+
 def test_nested_dicts_are_refused() -> None:
     with pytest.raises(NotImplementedError, match="Nested"):
         make(ToyEnv(spaces.Dict({"outer": spaces.Dict({"inner": VECTOR})})), "MultiInputPolicy")
