@@ -90,11 +90,6 @@ class SequenceReplayBuffer(ReplayBuffer):
         name = type(self).__name__
         if horizon < 1:
             raise ValueError(f"horizon must be at least 1, got {horizon}: pass the number of transitions in a window.")
-        if buffer_size // n_envs < horizon:
-            raise ValueError(
-                f"buffer_size={buffer_size} leaves {buffer_size // n_envs} rows for each of {n_envs} environments, "
-                f"fewer than horizon={horizon}: pass buffer_size >= {horizon * n_envs}, or a smaller horizon."
-            )
         if optimize_memory_usage:
             raise ValueError(
                 f"optimize_memory_usage=True drops the terminal observations that {name} needs: "
@@ -151,6 +146,18 @@ class SequenceReplayBuffer(ReplayBuffer):
         rows = slice(0, self.size())
         return bool((self.dones[rows] * (1 - self.timeouts[rows])).any())
 
+    def check_room(self) -> None:
+        """
+        Buffers of models that only act need no room; those that are learned from must hold a whole window.
+
+        :raises ValueError: if this one cannot
+        """
+        if self.buffer_size < self.horizon:
+            raise ValueError(
+                f"The replay buffer has {self.buffer_size} row(s) for each of {self.n_envs} environment(s), fewer than "
+                f"horizon={self.horizon}: pass buffer_size >= {self.horizon * self.n_envs}, or a smaller horizon."
+            )
+
     def mark_boundary(self) -> None:
         """
         Declare that what is added next does not continue what was added last, in any environment.
@@ -204,6 +211,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param batch_size: Number of windows
         :param env: VecNormalize whose statistics normalise the raw stored observations and rewards, if any
         :return: the windows, time first
+        :raises ValueError: if nothing is stored, or there is no room for a window
         """
         if self.size() == 0:
             raise ValueError("sample was called on an empty buffer: add at least one transition first.")
@@ -215,6 +223,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self, batch_inds: np.ndarray, env: VecNormalize | None = None
     ) -> SequenceSamples:
         """The windows that open at ``batch_inds``, flat positions (row * n_envs + env); see ``sample``."""
+        self.check_room()
         index: Any
         masked: Any
         index, masked = self._windows(batch_inds)

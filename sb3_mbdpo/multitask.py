@@ -179,6 +179,8 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
                 "normalize_observations takes its statistics from data, and this model has none yet: call "
                 "learn_offline first, or give tasks an observation_mean and observation_std."
             )
+        assert self.replay_buffer is not None
+        self.replay_buffer.check_room()
         if reset_num_timesteps:
             self._task_returns = {}
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)

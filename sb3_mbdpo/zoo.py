@@ -53,7 +53,7 @@ class ActingMBDPO(MBDPO):
     MBDPO as it is loaded to act, not to learn: with room for next to no replay.
 
     ``rl_zoo3`` does this with ``buffer_size=1`` for a fixed list of algorithms. MBDPO is not on it and would allocate
-    the whole buffer it was trained with; and one transition would be too few for a buffer of sequences.
+    the whole buffer it was trained with.
     """
 
     @classmethod
@@ -61,10 +61,10 @@ class ActingMBDPO(MBDPO):
         """
         :param path: path to the saved model
         :param args: as for ``MBDPO.load``
-        :param kwargs: as for ``MBDPO.load``; ``buffer_size`` is 1,000 unless given
+        :param kwargs: as for ``MBDPO.load``; ``buffer_size`` is 1 unless given
         :return: the loaded model
         """
-        kwargs.setdefault("buffer_size", 1_000)
+        kwargs.setdefault("buffer_size", 1)
         return super().load(path, *args, **kwargs)
 
 

@@ -572,8 +572,6 @@ def test_extend():
     ("kwargs", "words"),
     [
         ({"horizon": 0}, ["horizon", "at least 1"]),
-        ({"buffer_size": 5, "horizon": 6}, ["buffer_size", "horizon"]),
-        ({"buffer_size": 11, "n_envs": 4, "horizon": 3}, ["buffer_size", "horizon", ">= 12"]),
         ({"optimize_memory_usage": True}, ["optimize_memory_usage=False"]),
         ({"optimize_memory_usage": True, "handle_timeout_termination": False}, ["optimize_memory_usage=False"]),
         ({"device_storage": "gpu"}, ["device_storage", "auto"]),
@@ -602,6 +600,15 @@ def test_the_smallest_allowed_buffer():
     recorder.check(buffer.sample(60))
     one, recorder = simple(4, size=1, horizon=1)
     recorder.check(one.sample(20))
+
+
+def test_a_buffer_without_room_for_a_window_is_not_sampled_from():
+    buffer, _ = simple(4, size=11, n_envs=4, horizon=3)
+    assert buffer.size() == 2
+    for device_storage in (False, True):
+        buffer.device_storage = device_storage
+        with pytest.raises(ValueError, match=r"has 2 row\(s\) .* horizon=3: pass buffer_size >= 12"):
+            buffer.sample(1)
 
 
 def test_docstring_example():

@@ -384,6 +384,16 @@ def test_keywords_of_load_reach_the_policy_and_the_buffer(trained: dict[str, MBD
         MBDPO.load(tmp_path / "model", policy_kwargs={"net_arch": [32]})
 
 
+def test_a_model_that_only_acts_is_loaded_without_room_for_replay(trained: dict[str, MBDPO], tmp_path: Path) -> None:
+    trained["MlpPolicy"].save(tmp_path / "model")
+    for env in (None, ToyEnv()):
+        loaded = MBDPO.load(tmp_path / "model", env=env, buffer_size=1, device="cpu")
+        assert loaded.replay_buffer.buffer_size == 1
+        assert play(loaded, toy_envs(1), steps=6).shape == (6, 1, 2)
+    with pytest.raises(ValueError, match=r"has 1 row\(s\) .* horizon=3: pass buffer_size >= 3"):
+        loaded.learn(1)
+
+
 @pytest.mark.parametrize("policy", IDS)
 def test_loading_and_saving_again_loses_nothing(policy: str, trained: dict[str, MBDPO], tmp_path: Path) -> None:
     """Building from a file fills in nothing that a file would keep: the second file is as the first."""

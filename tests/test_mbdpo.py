@@ -528,7 +528,6 @@ def test_the_buffer_follows_the_space() -> None:
         ({"bootstrap": "score", "score_coef": 0.0}, "bootstrap.*score_coef"),
         ({"n_steps": 3}, "n_steps"),
         ({"replay_buffer_class": HerReplayBuffer}, "replay_buffer_class.*HerReplayBuffer"),
-        ({"buffer_size": 2}, "buffer_size"),
         ({"optimize_memory_usage": True}, "optimize_memory_usage"),
         ({"policy_kwargs": {"use_sde": True}}, "use_sde"),
         ({"policy_kwargs": {"n_critics": 1}}, "n_critics"),

@@ -111,7 +111,7 @@ def test_enjoy_loads_with_a_small_buffer(log_folder: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(MBDPO, "load", classmethod(load))
     zoo.main(["enjoy", "--env", ENV_ID, "-f", str(log_folder), "-n", "10", "--no-render", "--device", "cpu"])
-    assert loaded == [(zoo.ActingMBDPO, 1_000)]
+    assert loaded == [(zoo.ActingMBDPO, 1)]
     # The substitute is gone again afterwards.
     assert rl_zoo3.ALGOS["mbdpo"] is MBDPO
 
