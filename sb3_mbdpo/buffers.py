@@ -116,7 +116,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.rng = np.random.default_rng()
         # True where no window may go on to the next row: the episode ended, or the next row is no continuation.
         self.window_ends = np.zeros((self.buffer_size, self.n_envs), dtype=bool)
-        # The mirror is built at its first use, so that a model loaded only to act takes no device memory for it.
+        # The mirror is built when windows are first gathered from it: models that only act, and those whose samples
+        # are normalised, take no device memory for it.
         self._mirror: dict[str, Any] | None = None
         self._mirror_device: th.device | str | None = None
 
@@ -193,14 +194,13 @@ class SequenceReplayBuffer(ReplayBuffer):
             self.window_ends[previous] |= self._breaks(previous, row)
         self.window_ends[row] = self.dones[row] > 0
 
-        mirror = self._device_mirror()
-        if mirror is not None:
-            for name, tensors in mirror.items():
-                map_arrays(
-                    lambda target, array: target[row].copy_(th.from_numpy(array[row]), non_blocking=True),
-                    tensors,
-                    getattr(self, name),
-                )
+        # Built where it is read: normalised samples never do
+        for name, tensors in (self._mirror or {}).items():
+            map_arrays(
+                lambda target, array: target[row].copy_(th.from_numpy(array[row]), non_blocking=True),
+                tensors,
+                getattr(self, name),
+            )
 
     def sample(  # type: ignore[override]
         self, batch_size: int, env: VecNormalize | None = None

@@ -453,6 +453,7 @@ def test_a_saved_buffer_goes_on_with_the_same_draws(tmp_path, device_storage):
 def test_the_mirror_is_not_pickled():
     plain, _ = simple(15, size=2000, device_storage=False)
     mirrored, _ = simple(15, size=2000, device_storage=True)
+    mirrored.sample(1)
     assert mirrored._mirror is not None
     assert abs(len(pickle.dumps(plain)) - len(pickle.dumps(mirrored))) < 100
 
@@ -502,6 +503,10 @@ def test_vec_normalize(device_storage):
     raw = buffer.sample(64)
     buffer.seed(1)
     normalised = buffer.sample(64, env=env)
+    assert (buffer._mirror is not None) == device_storage, "built for the raw samples"
+    unread, _ = simple(15, device_storage=device_storage)
+    assert_same(unread.sample(64, env=env), simple(15)[0].sample(64, env=env))
+    assert unread._mirror is None, "normalised samples never read it"
     assert (raw.masks == 0).any()
     expected = np.clip((raw.observations.numpy() - [0, 1, 2]) / np.sqrt(np.array([1, 4, 9]) + 1e-8), -1, 1)
     assert normalised.observations.dtype == normalised.rewards.dtype == th.float32
