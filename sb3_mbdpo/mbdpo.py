@@ -303,6 +303,7 @@ class MBDPO(CollectingAlgorithm, HubAlgorithm):
         self._resolve_tasks()
         resolve_defaults(self)
         check_arguments(self)
+        self._fit_action_noise()
         if self.replay_buffer_class is None:
             self.replay_buffer_class = self._default_buffer_class()
         # Policy and buffer take the algorithm's own arguments; the user's stay what they were

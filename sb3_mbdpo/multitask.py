@@ -139,8 +139,11 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
         if self.replay_buffer is not None:
             buffer.rng = self.replay_buffer.rng
         self.replay_buffer, self.n_envs = buffer, buffer.n_envs
-        if isinstance(self.action_noise, VectorizedActionNoise):
-            # learn() makes as many of it as there are environments, if it has not done so already
+        self._fit_action_noise()
+
+    def _fit_action_noise(self) -> None:
+        """Action noise of another number of environments is single again: ``learn`` makes one for each of them."""
+        if isinstance(self.action_noise, VectorizedActionNoise) and self.action_noise.n_envs != self.n_envs:
             self.action_noise = self.action_noise.base_noise
 
     def _new_buffer(self, n_envs: int, observation_space: spaces.Space) -> SequenceReplayBuffer:

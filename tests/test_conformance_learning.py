@@ -383,6 +383,14 @@ def test_noise_restarts_with_each_environments_episodes(vectorised: bool) -> Non
     assert counts == [1 + 6, 1 + 5], "once with learn(), and with every episode of 5 and of 6 steps"
 
 
+@pytest.mark.parametrize(("saved_with", "n_envs"), [(2, 3), (3, 1), (2, 2)])
+def test_noise_fits_the_environments_that_a_model_is_loaded_into(saved_with: int, n_envs: int, tmp_path: Path) -> None:
+    noise = NormalActionNoise(np.zeros(2), np.full(2, 0.3))
+    make(toy_envs(saved_with), action_noise=noise).learn(12).save(tmp_path / "model")
+    loaded = MBDPO.load(tmp_path / "model", env=toy_envs(n_envs), device="cpu").learn(24)
+    assert getattr(loaded.action_noise, "n_envs", 1) == n_envs
+
+
 @pytest.mark.parametrize("n_envs", [1, 2])
 def test_correlated_noise_moves_actions_together(n_envs: int) -> None:
     noise = OrnsteinUhlenbeckActionNoise(np.zeros(2), np.full(2, 0.2), theta=0.01, dt=1.0)
