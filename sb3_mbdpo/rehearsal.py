@@ -59,8 +59,12 @@ class RehearsingAlgorithm(MinariAlgorithm):
             raise ValueError(f"Batches of {self.batch_size} hold nothing beside a window: pass batch_size=2 or more.")
         if not 0 < share < 1:
             raise ValueError(f"share must lie between 0 and 1, got {share}: rehearse(None) is for none.")
-        # Of its own: the caller's goes on with its own horizon, device and draws
-        data = self._open_data(copy.copy(dataset) if isinstance(dataset, ShardedDataset) else dataset, shards_dir)
+        own: OfflineData = dataset
+        if isinstance(dataset, ShardedDataset):
+            # The caller's goes on with its own horizon, device and draws
+            own = copy.copy(dataset)
+            own.seed()
+        data = self._open_data(own, shards_dir)
         self._normalize_by(data)
         self._rehearsal = data if self.tasks is None else TaskWindows(data, self.tasks)
         self._rehearsal_share = share

@@ -154,6 +154,7 @@ def test_the_callers_data_stays_as_it_is() -> None:
     first, second = make().rehearse(data), make(horizon=2).rehearse(data)
     first.learn(12)
     second.learn(12)
+    make(seed=None).rehearse(data).learn(12)
     assert data.horizon == 7 and data.rng.integers(1000) == np.random.default_rng(3).integers(1000)
 
 
