@@ -310,13 +310,17 @@ class MBDPO(CollectingAlgorithm, HubAlgorithm):
         user_kwargs = self.policy_kwargs, self.replay_buffer_kwargs
         self.policy_kwargs = {**policy_arguments(self), **self.policy_kwargs}
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, **self._buffer_arguments()}
+        saved_buffer = self.replay_buffer
         try:
             super()._setup_model()
         finally:
             self.policy_kwargs, self.replay_buffer_kwargs = user_kwargs
         assert self.replay_buffer is not None
-        self.replay_buffer.seed(self.seed)
-        self._restore_random_state()
+        goes_on = self._restore_random_state()
+        if saved_buffer is None or not goes_on:
+            self.replay_buffer.seed(self.seed)
+        if saved_buffer is not None:
+            self._take_running_plans()
         if self._trainable is not None:
             set_trainable(self.policy.world_model, self._trainable)
         self.learner = make_learner(self)

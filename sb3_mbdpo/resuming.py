@@ -60,17 +60,34 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
     def _follow_arguments(self) -> None:
         """What was set on the model since it was built takes effect; ``act_mode`` may be set on the policy."""
 
-    def _restore_random_state(self) -> None:
-        """Go on from the saved generators, unless the model was loaded with another seed than it was saved with."""
+    def _restore_random_state(self) -> bool:
+        """
+        Go on from the saved generators, unless the model was loaded with another seed than it was saved with.
+
+        :return: Whether it goes on
+        """
         state = self._random_state
         if state is None or state["seed"] != self.seed:
-            return
+            return False
         self.action_space.np_random.bit_generator.state = state["action_space"]
         if state["device"] == self.device.type:
             self.policy.generator.set_state(th.from_numpy(state["policy"]))
         # Loading with a seed has just seeded the global generator anyway
         if self.seed is not None and state.get("noise") is not None:
             np.random.set_state(state["noise"])
+        return True
+
+    def _give_running_plans(self) -> None:
+        """Put the running plans into the replay buffer, which is about to be saved."""
+        assert self.replay_buffer is not None, "The replay buffer is not defined"
+        self.replay_buffer.running_plans = None
+        if self._plans is not None and self._restarts is not None:
+            self.replay_buffer.running_plans = (self._plans, self._restarts)
+
+    def _take_running_plans(self) -> None:
+        """Go on with the plans that the replay buffer was saved with."""
+        assert self.replay_buffer is not None
+        self._plans, self._restarts = self.replay_buffer.running_plans or (None, None)
 
     def save(
         self,
@@ -87,7 +104,8 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
 
         :param path: File
         :param exclude: Attributes to leave out
-        :param include: Attributes to save although they are left out by default
+        :param include: Attributes to save although they are left out by default; the running plans come with
+            "replay_buffer"
         """
         self._follow_arguments()
         self._normalization = Normalization.of(self._vec_normalize_env) or self._normalization
@@ -99,6 +117,9 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
             # Stable-Baselines3's action noise draws from the global generator
             "noise": None if self.action_noise is None else np.random.get_state(),
         }
+        include = list(include or [])
+        if "replay_buffer" in include:
+            self._give_running_plans()
         if isinstance(path, io.BufferedIOBase):
             super().save(path, exclude, include)
             return
@@ -113,10 +134,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
 
         :param path: File
         """
-        assert self.replay_buffer is not None, "The replay buffer is not defined"
-        self.replay_buffer.running_plans = None
-        if self._plans is not None and self._restarts is not None:
-            self.replay_buffer.running_plans = (self._plans, self._restarts)
+        self._give_running_plans()
         if isinstance(path, io.BufferedIOBase):
             super().save_replay_buffer(path)
             return
@@ -144,7 +162,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         self.replay_buffer = loaded
         if self.episodic is None and loaded.has_terminations():
             self.policy.mark_episodic()
-        self._plans, self._restarts = self.replay_buffer.running_plans or (None, None)
+        self._take_running_plans()
 
     def set_parameters(
         self,

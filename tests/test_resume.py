@@ -158,6 +158,22 @@ def test_a_checkpoint_between_rollouts_is_exact_too(tmp_path: Path) -> None:
     assert th.equal(flat_parameters(whole.policy), flat_parameters(model.policy))
 
 
+@pytest.mark.parametrize("case", ["mlp, episodic", "mlp, 4 environments"])
+def test_a_file_that_includes_the_buffer_is_exact_too(case: str, tmp_path: Path) -> None:
+    whole = start(case).learn(TOTAL)
+    stopped = start(case).learn(CASES[case][-1])
+    stopped.save(tmp_path / "model", include=["replay_buffer"])
+    assert stopped.env is not None and isinstance(stopped.env.unwrapped, DummyVecEnv)
+    envs = pickle.loads(pickle.dumps(stopped.env.unwrapped.envs))
+    vector = DummyVecEnv([lambda env=env: env for env in envs])  # type: ignore[misc]
+    model = MBDPO.load(tmp_path / "model", env=vector, device="cpu", force_reset=False)
+    model.learn(TOTAL - CASES[case][-1], reset_num_timesteps=False)
+    assert th.equal(flat_parameters(whole.policy), flat_parameters(model.policy))
+    reseeded = MBDPO.load(tmp_path / "model", device="cpu", seed=7)
+    assert reseeded.replay_buffer is not None
+    assert reseeded.replay_buffer.rng.bit_generator.state == np.random.default_rng(7).bit_generator.state
+
+
 def test_a_new_environment_starts_without_old_plans(tmp_path: Path) -> None:
     model = start("mlp")
     model.learn(23)
