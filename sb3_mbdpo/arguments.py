@@ -13,6 +13,7 @@ from gymnasium import spaces
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
 from sb3_mbdpo.building import policy_arguments
 from sb3_mbdpo.env_facts import attributes_of, episode_length_of
+from sb3_mbdpo.finite import not_finite
 from sb3_mbdpo.hardware import resolve_dtype
 from sb3_mbdpo.policies import MBDPOPolicy
 from sb3_mbdpo.presets import discount_for, learning_starts_for, resolve_preset
@@ -288,20 +289,9 @@ def check_finite(observation: np.ndarray | dict[str, np.ndarray], reward: np.nda
     :param reward: [n_envs]
     :raises ValueError: naming what is not finite, before it is stored
     """
-    if isinstance(observation, dict):
-        parts = {f'observation "{key}"': value for key, value in observation.items()}
-    else:
-        parts = {"observation": observation}
-    if reward is not None:
-        parts["reward"] = reward
-    for name, value in ((name, np.asarray(part)) for name, part in parts.items()):
-        if np.issubdtype(value.dtype, np.inexact) and not _finite_as_float32(value):
-            raise ValueError(
-                f"The environment returned a value that is not finite in its {name}; the step was not stored. Mend the "
-                "environment (VecCheckNan tells which action led there)."
-            )
-
-
-def _finite_as_float32(values: np.ndarray) -> bool:
-    with np.errstate(over="ignore"):
-        return bool(np.isfinite(values.astype(np.float32, copy=False)).all())
+    name = not_finite(observation=observation, reward=reward)
+    if name is not None:
+        raise ValueError(
+            f"The environment returned a value that is not finite in its {name}; the step was not stored. Mend the "
+            "environment (VecCheckNan tells which action led there)."
+        )

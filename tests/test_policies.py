@@ -154,6 +154,16 @@ def test_a_batch_of_none_is_refused() -> None:
         make_policy(VECTOR).predict(np.zeros((0, 3), np.float32))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_observations_that_are_not_finite_are_refused(value: float) -> None:
+    broken = np.array([[0.0, 0.0, 0.0], [0.0, value, 0.0]])
+    with pytest.raises(ValueError, match=r"predict\(\) got a value that is not finite in its observation: mend"):
+        make_policy().predict(broken)
+    space = spaces.Dict({"gear": spaces.Discrete(3), "speed": VECTOR})
+    with pytest.raises(ValueError, match='not finite in its observation "speed": mend'):
+        make_policy(space).predict({"gear": np.zeros(2, np.int64), "speed": broken})
+
+
 def test_state_is_the_warm_start() -> None:
     policy = make_policy(horizon=3)
     _, plans = policy.predict(OBSERVATIONS, deterministic=True)
