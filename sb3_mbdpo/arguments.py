@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -94,7 +94,7 @@ def resolve_defaults(model: MBDPO) -> None:
     for name in unset:
         setattr(model, name, values[name])
     _check_numbers(model)
-    _check_train_freq(model.train_freq)
+    model.train_freq = _checked_train_freq(model.train_freq)
     if "bootstrap" in unset and model.score_coef <= 0:
         model.bootstrap = "prior"
     # Elites and prior rollouts that nobody set keep their share of the candidates that somebody did set
@@ -128,14 +128,18 @@ def _check_numbers(model: MBDPO) -> None:
         raise ValueError("max_grad_norm=0 clips every gradient to nothing: pass more, or math.inf for no clipping.")
 
 
-def _check_train_freq(train_freq: object) -> None:
-    """Stable-Baselines3 looks at the unit alone, and never stops collecting nothing."""
-    frequency = train_freq[0] if isinstance(train_freq, tuple) and len(train_freq) == 2 else train_freq
+def _checked_train_freq(train_freq: Any) -> Any:
+    """Stable-Baselines3 looks at the unit alone, never stops collecting nothing, and takes no NumPy integers."""
+    with_unit = isinstance(train_freq, tuple) and len(train_freq) == 2
+    frequency = train_freq[0] if with_unit else train_freq
     if not isinstance(frequency, numbers.Integral) or isinstance(frequency, bool) or frequency < 1:
         raise ValueError(
             'train_freq must be an integer of at least 1, or with its unit as in (4, "step") or (1, "episode"), got '
             f"{train_freq!r}."
         )
+    if isinstance(frequency, int):
+        return train_freq
+    return (int(frequency), train_freq[1]) if with_unit else int(frequency)
 
 
 def _apply_episode_rules(model: MBDPO) -> None:

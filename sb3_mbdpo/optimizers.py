@@ -33,7 +33,13 @@ def build_optimizers(
     :param encoder_lr_scale: Learning rate of the encoder relative to the rest; each group of parameters says its own
         as "lr_scale"
     :return: The optimizers
+    :raises ValueError: if the class is none, or its keyword arguments hold the learning rate
     """
+    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, th.optim.Optimizer)):
+        raise ValueError(
+            f"optimizer_class must be a class of optimizers, such as torch.optim.Adam, got {optimizer_class!r}: pass "
+            "its arguments as optimizer_kwargs."
+        )
     kwargs = dict(optimizer_kwargs)
     if "lr" in kwargs:
         raise ValueError("optimizer_kwargs holds lr: pass learning_rate to MBDPO.")

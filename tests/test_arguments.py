@@ -1,10 +1,12 @@
 import inspect
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
@@ -67,6 +69,11 @@ def test_steps_between_updates(value: Any) -> None:
     with pytest.raises(ValueError, match="train_freq must be an integer of at least 1"):
         make(train_freq=value)
     assert make(train_freq=(2, "episode")).train_freq == (2, TrainFrequencyUnit.EPISODE)
+
+
+@pytest.mark.parametrize("value", [np.int64(2), (np.int64(2), "step")], ids=["alone", "with unit"])
+def test_steps_between_updates_as_numpy_counts_them(value: Any) -> None:
+    assert make(train_freq=value).train_freq == (2, TrainFrequencyUnit.STEP)
 
 
 @pytest.mark.parametrize("value", ["yes", 0, 1, 0.5])
@@ -340,6 +347,8 @@ def test_a_model_pickled_before_arguments_were_followed() -> None:
         ({"net_arch": [64, "a"]}, "net_arch must hold whole numbers of at least 1, got 'a'"),
         ({"net_arch": [0]}, "net_arch must hold whole numbers of at least 1, got 0"),
         ({"activation_fn": "relu"}, "activation_fn must be a class of modules, such as torch.nn.SiLU, got 'relu'"),
+        ({"optimizer_class": partial(th.optim.Adam, eps=1)}, "optimizer_class must be a class .*as optimizer_kwargs"),
+        ({"optimizer_class": th.nn.SiLU}, "optimizer_class must be a class of optimizers"),
         ({"optimizer_kwargs": {"lr": 1e-3}}, "optimizer_kwargs holds lr: pass learning_rate to MBDPO"),
     ],
 )
