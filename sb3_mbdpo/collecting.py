@@ -166,6 +166,7 @@ class CollectingAlgorithm(RehearsingAlgorithm):
                 check_finite(info["terminal_observation"])
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._restarts = np.array(dones, dtype=bool)
+        self.policy.warn_of_terminations(self._restarts, infos)
         if self.episodic is None and not self.policy.episodic and self._restarts.any():
             timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])
             if not getattr(replay_buffer, "handle_timeout_termination", True):

@@ -440,6 +440,18 @@ def test_terminations_in_a_loaded_buffer_count_as_seen(terminates: bool, episodi
     assert not fixed.policy.episodic
 
 
+@pytest.mark.parametrize(
+    ("terminates", "episodic", "expected"),
+    [(True, False, 1), (False, False, 0), (True, None, 0), (True, True, 0)],
+)
+def test_ends_that_a_model_cannot_learn_are_told_once(
+    terminates: bool, episodic: bool | None, expected: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    warnings.simplefilter("always")
+    make(toy_envs(2, terminates=terminates), episodic=episodic).learn(30).learn(30)
+    assert len([entry for entry in recwarn if "train one with episodic=None" in str(entry.message)]) == expected
+
+
 def test_an_interrupted_warmup_is_counted() -> None:
     model, update = make(warmup_updates=30), None
     update = model.learner.update
