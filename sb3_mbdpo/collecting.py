@@ -1,5 +1,6 @@
 """The part of MBDPO that acts while it collects: running plans, what is stored, and figures about the search."""
 
+import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -29,6 +30,8 @@ class CollectingAlgorithm(RehearsingAlgorithm):
     bootstrap: str | None
     # Arguments as policy and learner have them
     _followed: tuple[Any, ...] | None = None
+    # Whether somebody has been told that this model does not learn where episodes terminate
+    _told_of_terminations: bool = False
 
     def _follow_arguments(self) -> None:
         model = cast("MBDPO", self)
@@ -166,10 +169,24 @@ class CollectingAlgorithm(RehearsingAlgorithm):
                 check_finite(info["terminal_observation"])
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._restarts = np.array(dones, dtype=bool)
-        self.policy.warn_of_terminations(self._restarts, infos)
-        if self.episodic is None and not self.policy.episodic and self._restarts.any():
-            timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-            if not getattr(replay_buffer, "handle_timeout_termination", True):
-                timeouts[:] = False
-            if (self._restarts & ~timeouts).any():
+        if self._restarts.any():
+            self._note_terminations(replay_buffer, infos)
+
+    def _note_terminations(self, replay_buffer: ReplayBuffer, infos: list[dict[str, Any]]) -> None:
+        """With the first termination the head for them joins in; a model without one says so, once."""
+        assert self._restarts is not None
+        timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        if not getattr(replay_buffer, "handle_timeout_termination", True):
+            timeouts[:] = False
+        if not (self._restarts & ~timeouts).any():
+            return
+        if self.policy.world_model.termination is not None:
+            if self.episodic is None:
                 self.policy.mark_episodic()
+        elif not self._told_of_terminations:
+            self._told_of_terminations = True
+            warnings.warn(
+                "An episode has terminated, which a model without a termination head (episodic=False, or converted "
+                "without one) cannot learn: train one with episodic=None, unless plans may go on past such ends.",
+                stacklevel=2,
+            )

@@ -1,10 +1,8 @@
 """Policies: what they are built of, for vectors, images and dicts. How they act is in :mod:`sb3_mbdpo.acting`."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim, is_image_space, preprocess_obs
@@ -91,8 +89,6 @@ class MBDPOPolicy(ActingPolicy):
     terminates: th.Tensor
     image_encoder: ClassVar[bool] = False
     dict_encoder: ClassVar[bool] = False
-    # Whether somebody has been told that terminations are not learned
-    _told_of_terminations: bool = False
 
     def __init__(
         self,
@@ -351,23 +347,6 @@ class MBDPOPolicy(ActingPolicy):
                 nn.init.zeros_(parameter)
             self.episodic = True
             self.terminates.fill_(1.0)
-
-    def warn_of_terminations(self, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
-        """
-        Say once that a policy without a termination head plans on past the ends that its environment has.
-
-        :param dones: Whether each environment's episode has ended [n_envs]
-        :param infos: One dict per environment, "TimeLimit.truncated" telling time limits from terminations
-        """
-        if self.world_model.termination is not None or self._told_of_terminations:
-            return
-        if any(done and not info.get("TimeLimit.truncated", False) for done, info in zip(dones, infos, strict=True)):
-            self._told_of_terminations = True
-            warnings.warn(
-                "An episode has terminated, which a model without a termination head (episodic=False, or converted "
-                "without one) cannot learn: train one with episodic=None, unless plans may go on past such ends.",
-                stacklevel=2,
-            )
 
 
 def _read_terminates(module: nn.Module, _incompatible_keys: Any) -> None:
