@@ -50,7 +50,7 @@ class CheckpointConfig:
     :param action_space: Action space as JSON
     :param fingerprint: Of the weights that it belongs to
     :param tasks: Task table of a multi-task model
-    :param env: Gymnasium id and action repeat of a single task's environment, where they are known
+    :param env: Gymnasium id and action repeat of a single task's environment, where these alone make it
     :param n_envs: Number of environments it was trained in
     :param state: Counters and what else goes on where training stopped
     :param versions: Versions of the packages that wrote it
@@ -280,13 +280,11 @@ def algorithm_class() -> type[MBDPO]:
     return MBDPO
 
 
-def make_source_env(source: Mapping[str, Any] | None, **kwargs: Any) -> gym.Env | None:
+def make_source_env(source: Mapping[str, Any], **kwargs: Any) -> gym.Env:
     """
-    :param source: What :func:`~sb3_mbdpo.env_facts.describe_env` gave
+    :param source: What :func:`~sb3_mbdpo.env_facts.describe_env` gave, of an id that is registered here
     :param kwargs: Arguments of ``gymnasium.make``
-    :return: The environment; None if it is not known, or not installed here
+    :return: The environment
     """
-    if source is None or source["id"] not in gym.registry:
-        return None
     env = gym.make(source["id"], **kwargs)
     return ActionRepeat(env, source["action_repeat"]) if source["action_repeat"] > 1 else env

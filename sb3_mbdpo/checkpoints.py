@@ -52,6 +52,7 @@ from sb3_mbdpo.checkpoint_weights import (
     read_into,
     write_tensors,
 )
+from sb3_mbdpo.env_facts import differing_spaces
 from sb3_mbdpo.normalization import Normalization
 from sb3_mbdpo.presets import PRESETS, resolve_preset
 from sb3_mbdpo.saving import whole_files
@@ -311,17 +312,12 @@ def prepare_env(
     normalized = unwrap_vec_normalize(vector) is not None
     if normalization is not None and not normalized:
         vector = normalization.apply(vector)
-    differing = [
-        f"{name.replace('_', ' ')}: the model's is {space}, the environment's {getattr(vector, name)}"
-        for name, space in stored.items()
-        if getattr(vector, name) != space
-    ]
-    if differing:
+    if differing := differing_spaces(vector, stored):
         hint = ""
         if tasks is not None:
             names = ", ".join(TaskSet.from_plain(tasks).names)
             hint = f". It is a model of several tasks ({names}): pass task=... for one of them to from_hub"
-        raise ValueError(f"This environment is not the model's. {'; '.join(differing)}{hint}.")
+        raise ValueError(f"This environment is not the model's. {differing}{hint}.")
     return normalization.apply(vector) if normalization is not None and normalized else vector
 
 

@@ -33,7 +33,7 @@ SelfHub = TypeVar("SelfHub", bound="HubAlgorithm")
 class HubAlgorithm(MultiTaskAlgorithm):
     """The part of MBDPO that shares models."""
 
-    # The environment's id, asked for while there is one that answers: to be evaluated where there is none
+    # The environment's id, where it alone makes it; asked for while there is one that answers
     _env_source: dict[str, Any] | None = None
     # What a loaded checkpoint says of its past, models that never were one have none; and what data it learned from
     _base_model: str | None = None
@@ -53,7 +53,8 @@ class HubAlgorithm(MultiTaskAlgorithm):
             self.env = self._as_trained(self.env)
             self._vec_normalize_env = unwrap_vec_normalize(self.env)
         super()._setup_model()
-        self._env_source = describe_env(self.env) or self._env_source
+        if self.env is not None:
+            self._env_source = describe_env(self.env)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -66,7 +67,7 @@ class HubAlgorithm(MultiTaskAlgorithm):
         :raises ValueError: if it does not fit
         """
         super().set_env(self._as_trained(self._wrap_env(env, self.verbose)), force_reset)
-        self._env_source = describe_env(self.env) or self._env_source
+        self._env_source = describe_env(self.env)
         if self._acts_only and self.replay_buffer is not None and self.replay_buffer.size() == 0:
             self._empty_buffer(self.n_envs)
         self._acts_only = False
@@ -120,7 +121,8 @@ class HubAlgorithm(MultiTaskAlgorithm):
         :param include_optimizer: Also write optimizers and random generators, three times the size, so that training
             goes on as after ``save`` and ``load``
         :param n_eval_episodes: Deterministic episodes of each task to play for ``results.json`` and the card; 0: none
-        :param eval_envs: Environments for them by task, or one of a single-task model; None: made by their ids
+        :param eval_envs: Environments for them by task, or one of a single-task model; None: made by their ids, or as
+            the model's own was made
         :param eval_seed: Seed of each task's first episode
         :param results: Results from before, what ``results.json`` held, instead of new episodes
         :param video: Write ``replay.mp4`` of one episode, if something here can draw it
@@ -135,8 +137,8 @@ class HubAlgorithm(MultiTaskAlgorithm):
         :param progress_bar: Show progress of the evaluation
         :param push_kwargs: Arguments of :meth:`push_to_hub`
         :return: The folder
-        :raises ValueError: for what a checkpoint cannot hold, if there is nothing to evaluate in, or for one
-            environment where there are several tasks; nothing is written
+        :raises ValueError: for what a checkpoint cannot hold, if there is nothing to evaluate in, for an environment
+            with other spaces than the model's, or for one where there are several tasks; nothing is written
         :raises TypeError: for an argument that there is not
         :raises OSError: if it cannot be written; a previous checkpoint stays as it was
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm.auto import tqdm
 
 from sb3_mbdpo.checkpoint_config import make_source_env
+from sb3_mbdpo.env_facts import differing_spaces, make_again, spec_to_make_again
 from sb3_mbdpo.multitask_env import EnvSource, MultiTaskEnv, make_env
 from sb3_mbdpo.normalization import Normalization
 from sb3_mbdpo.task_scores import evaluate_tasks
@@ -36,7 +38,8 @@ def evaluation_sources(model: MBDPO, envs: Mapping[str, EnvSource] | EnvSource |
     Environments in which a model can be evaluated.
 
     :param model: Model
-    :param envs: By task; or one for a model of a single task. The others are made by their ids
+    :param envs: By task; or one for a model of a single task. The others are made by their ids; that of a single task
+        which its id alone does not make, as the model's own was made
     :return: Environments, ids or functions that make one, by task; those that are not known here are left out
     :raises ValueError: for one environment where there are several tasks
     """
@@ -51,27 +54,24 @@ def evaluation_sources(model: MBDPO, envs: Mapping[str, EnvSource] | EnvSource |
             if task.name not in given and task.env_id is not None and _is_known(task.env_id):
                 given[task.name] = task.env_id
         return given
-    source = _source_of(model)
-    name = source["id"] if source else UNNAMED
     if given:
         return given
-    if envs is not None and not isinstance(envs, Mapping):
-        return {name: envs}
-    return {name: lambda: _made(source)} if source and _is_known(source["id"]) else {}
-
-
-def _source_of(model: MBDPO) -> dict[str, Any] | None:
-    return model._env_source
+    name = model._env_source["id"] if model._env_source else UNNAMED
+    own = envs if envs is not None and not isinstance(envs, Mapping) else _maker_of(model)
+    return {} if own is None else {name: own}
 
 
 def _is_known(env_id: str) -> bool:
     return env_id in gym.registry
 
 
-def _made(source: Mapping[str, Any], **kwargs: Any) -> gym.Env:
-    env = make_source_env(source, **kwargs)
-    assert env is not None
-    return env
+def _maker_of(model: MBDPO) -> Callable[..., gym.Env] | None:
+    """What makes the environment of a single-task model: its id, or what made the one that the model has."""
+    source = model._env_source
+    if source is not None:
+        return partial(make_source_env, source) if _is_known(source["id"]) else None
+    spec = spec_to_make_again(model.env)
+    return None if spec is None else partial(make_again, spec)
 
 
 def evaluate_model(
@@ -90,7 +90,8 @@ def evaluate_model(
     :param seed: Seed of each task's first episode; the following count on
     :param progress: Show a progress bar
     :return: Content of ``results.json``: returns of each task, and how they were taken
-    :raises ValueError: if no environment is known, or for one environment where there are several tasks
+    :raises ValueError: if no environment is known, for one with other spaces than the model's, or for one where there
+        are several tasks
     """
     sources = evaluation_sources(model, envs)
     if not sources:
@@ -152,7 +153,14 @@ def _acting_env(model: MBDPO, source: EnvSource) -> VecEnv:
     """An environment as the model sees it while it acts: statistics stand still, rewards are as they are."""
     vector: VecEnv = model._wrap_env(DummyVecEnv([lambda: Monitor(make_single(source))]), verbose=0)
     statistics = Normalization.of(model._vec_normalize_env) or model._normalization
-    return vector if statistics is None else statistics.acting(vector)
+    vector = vector if statistics is None else statistics.acting(vector)
+    wanted: dict[str, Any] = {"observation_space": model.observation_space, "action_space": model.action_space}
+    if differing := differing_spaces(vector, wanted):
+        raise ValueError(
+            f"The model cannot be evaluated in this environment. {differing}: pass eval_envs=..., made and wrapped as "
+            "in training."
+        )
+    return vector
 
 
 def make_single(source: EnvSource) -> gym.Env:
@@ -212,11 +220,10 @@ def _drawn_env(model: MBDPO, envs: Mapping[str, EnvSource] | EnvSource | None, t
     if tasks is None:
         if envs is not None and not isinstance(envs, Mapping):
             return make_single(envs) if not isinstance(envs, str) else gym.make(envs, render_mode="rgb_array")
-        source = _source_of(model)
-        env = make_source_env(source, render_mode="rgb_array") if source else None
-        if env is None:
+        maker = _maker_of(model)
+        if maker is None:
             raise ValueError("no environment is known to play in")
-        return env
+        return maker(render_mode="rgb_array")
     name = task or tasks.names[0]
     given = envs.get(name) if isinstance(envs, Mapping) else envs
     entry = tasks[name]

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, WrapperSpec, parse_env_id
@@ -13,7 +12,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import VecTransposeImage
 
 from sb3_mbdpo.arguments import check_spaces
-from sb3_mbdpo.env_facts import MONITOR
+from sb3_mbdpo.env_facts import MONITOR, has_settings_of_id, settings_of
 from sb3_mbdpo.shard_format import DESCRIPTION, TaskData
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def _by_environment(datasets: "list[MinariDataset]") -> "dict[str, list[MinariDa
 def _same_environment(first: EnvSpec | None, second: EnvSpec | None) -> bool:
     if first is None or second is None:
         return first is second
-    return first.id == second.id and _settings(first) == _settings(second) and _wrappers(first) == _wrappers(second)
+    return first.id == second.id and settings_of(first) == settings_of(second) and _wrappers(first) == _wrappers(second)
 
 
 def _data_task(name: str | None, datasets: "list[MinariDataset]") -> DataTask:
@@ -292,16 +291,7 @@ def plain_id(spec: EnvSpec | None) -> str | None:
     :param spec: Spec of a recorded environment
     :return: The id that makes the same environment, None if it alone does not
     """
-    known = None if spec is None else gym.registry.get(spec.id)
-    if spec is None or known is None or _wrappers(spec):
-        return None
-    return spec.id if _settings(spec) == _settings(known) else None
-
-
-def _settings(spec: EnvSpec) -> tuple[Any, ...]:
-    """What makes an environment another one; how it is drawn and checked does not."""
-    kwargs = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
-    return spec.entry_point, spec.max_episode_steps, kwargs
+    return spec.id if spec is not None and not _wrappers(spec) and has_settings_of_id(spec) else None
 
 
 def _wrappers(spec: EnvSpec) -> list[WrapperSpec]:

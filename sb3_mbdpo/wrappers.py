@@ -4,9 +4,10 @@ import math
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+from gymnasium.utils import RecordConstructorArgs
 
 
-class ActionRepeat(gym.Wrapper):
+class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
     """
     Hold each action for several environment steps and add up their rewards.
 
@@ -15,7 +16,9 @@ class ActionRepeat(gym.Wrapper):
     """
 
     def __init__(self, env: gym.Env, repeat: int = 2) -> None:
-        super().__init__(env)
+        # Without it no spec could make the wrapper again
+        RecordConstructorArgs.__init__(self, repeat=repeat)
+        gym.Wrapper.__init__(self, env)
         if repeat < 1:
             raise ValueError(f"repeat must be at least 1, got {repeat}")
         self.action_repeat = repeat
@@ -29,6 +32,12 @@ class ActionRepeat(gym.Wrapper):
         :raises AttributeError: if there is no time limit
         """
         return math.ceil(self.env.get_wrapper_attr("_max_episode_steps") / self.action_repeat)
+
+    @property
+    def steps_per_action(self) -> int:
+        """Environment steps of each action, those of repeats inside this one counted too."""
+        inner = self.env.get_wrapper_attr("steps_per_action") if self.env.has_wrapper_attr("steps_per_action") else 1
+        return self.action_repeat * int(inner)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """

@@ -1,19 +1,21 @@
 """What is asked of environments, in this process and in others."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import FlattenObservation, RescaleAction, TimeLimit, TransformReward
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_mbdpo import MBDPO
-from sb3_mbdpo.env_facts import describe_env, episode_length_of
+from sb3_mbdpo.env_facts import describe_env, episode_length_of, spec_to_make_again
 from sb3_mbdpo.wrappers import ActionRepeat
 from tests.fakes import ToyEnv
 from tests.test_mbdpo import make
@@ -59,6 +61,76 @@ def test_both_kinds_of_vector_environment_say_the_same(kind: type[Any]) -> None:
 def test_episodes_are_as_long_as_they_are_for_who_decides(wrap: Callable[[gym.Env], gym.Env], length: int | None):
     env = DummyVecEnv([lambda: Monitor(wrap(gym.make("Pendulum-v1")))])
     assert episode_length_of(env) == length
+
+
+class Halved(gym.RewardWrapper):
+    """A wrapper that does not keep its arguments."""
+
+    def reward(self, reward: Any) -> float:
+        return 0.5 * float(reward)
+
+
+ELSEWHERE = {
+    "arguments": lambda: gym.make("Pendulum-v1", g=20),
+    "array as argument": lambda: gym.make("Pendulum-v1", g=np.full(2, 10.0)),
+    "limit": lambda: gym.make("Pendulum-v1", max_episode_steps=50),
+    "actions": lambda: RescaleAction(gym.make("Pendulum-v1"), -1, 1),
+    "reward": lambda: TransformReward(gym.make("Pendulum-v1"), lambda reward: 2 * reward),
+    "flat": lambda: FlattenObservation(gym.make("Pendulum-v1")),
+    "beneath": lambda: ActionRepeat(RescaleAction(gym.make("Pendulum-v1"), -1, 1), 2),
+    "own limit": lambda: TimeLimit(gym.make("Pendulum-v1"), 200),
+    "own wrapper": lambda: Halved(gym.make("Pendulum-v1")),
+}
+
+
+FORKED = partial(SubprocVecEnv, start_method="fork")
+
+
+@pytest.mark.parametrize("kind", [DummyVecEnv, FORKED])
+def test_an_id_that_alone_makes_another_environment_is_not_kept(kind: Any) -> None:
+    envs = {name: kind([maker]) for name, maker in ELSEWHERE.items()}
+    assert {name: describe_env(env) for name, env in envs.items()} == dict.fromkeys(ELSEWHERE)
+    model = make(kind([lambda: gym.make("Pendulum-v1")]))
+    model.set_env(kind([lambda: gym.make("Pendulum-v1", g=20)]))
+    assert model._env_source is None
+    for env in (*envs.values(), model.get_env()):
+        env.close()
+
+
+@pytest.mark.parametrize("kind", [DummyVecEnv, FORKED])
+def test_repeats_of_repeats_are_multiplied(kind: Any) -> None:
+    env = kind([lambda: ActionRepeat(Monitor(ActionRepeat(gym.make("Pendulum-v1"), 2)), 3)])
+    assert describe_env(env) == {"id": "Pendulum-v1", "action_repeat": 6}
+    env.close()
+
+
+def wrapped_by_its_entry_point() -> gym.Env:
+    # Registers the id, in a worker too
+    from tests import checkpoint_fakes  # noqa: F401
+
+    return gym.make("CheckpointPendulum-v0")
+
+
+@pytest.mark.parametrize("kind", [DummyVecEnv, FORKED])
+def test_what_an_entry_point_wraps_belongs_to_the_id(kind: Any) -> None:
+    env = kind([wrapped_by_its_entry_point])
+    assert describe_env(env) == {"id": "CheckpointPendulum-v0", "action_repeat": 1}
+    env.close()
+
+
+def test_vector_wrappers_that_change_what_is_seen_are_not_part_of_an_id() -> None:
+    env = VecFrameStack(make_vec_env("Pendulum-v1"), 2)
+    assert describe_env(env) is None and spec_to_make_again(env) is None
+
+
+def test_specs_that_make_an_environment_again() -> None:
+    specs = {name: spec_to_make_again(make_vec_env(maker)) for name, maker in ELSEWHERE.items()}
+    assert {name for name, spec in specs.items() if spec is None} == {"own limit", "own wrapper"}
+    repeated = spec_to_make_again(DummyVecEnv([lambda: ActionRepeat(gym.make("Pendulum-v1", g=20), 2)]))
+    assert repeated is not None and gym.make(repeated).get_wrapper_attr("steps_per_action") == 2
+    # The time limit counts decisions here, and would count steps inside the repeat
+    limited = gym.make("Pendulum-v1", max_episode_steps=-1)
+    assert spec_to_make_again(DummyVecEnv([lambda: TimeLimit(ActionRepeat(limited, 2), 200)])) is None
 
 
 def only_there() -> gym.Env:

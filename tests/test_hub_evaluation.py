@@ -5,6 +5,7 @@ import gymnasium as gym
 import imageio.v2 as imageio
 import numpy as np
 import pytest
+from gymnasium.wrappers import RescaleAction, TransformReward
 
 from sb3_mbdpo import MBDPO
 from sb3_mbdpo.hub_evaluation import evaluate_model, evaluation_sources, record_video
@@ -73,6 +74,35 @@ def test_without_an_environment_there_is_nothing_to_evaluate_in() -> None:
     assert evaluation_sources(model) == {}
     with pytest.raises(ValueError, match="No environment is known"):
         evaluate_model(model, 1)
+
+
+@pytest.mark.parametrize("wrapped", ["arguments", "actions", "reward"])
+def test_an_environment_that_its_id_does_not_make_is_made_as_the_models_own(wrapped: str, tmp_path: Path) -> None:
+    plain = gym.make("CheckpointPendulum-v0")
+    env: gym.Env = {
+        "arguments": lambda: gym.make("CheckpointPendulum-v0", max_episode_steps=5),
+        "actions": lambda: RescaleAction(plain, -1, 1),
+        "reward": lambda: TransformReward(plain, lambda _: 1.0),
+    }[wrapped]()
+    model = MBDPO("MlpPolicy", env, **QUICK)
+    (task,) = evaluate_model(model, 1, progress=False)["tasks"]
+    (own,) = evaluate_model(model, 1, env, progress=False)["tasks"]
+    assert task == own and task["name"] == "environment"
+    assert task["lengths"] == [5 if wrapped == "arguments" else 12]
+    assert wrapped != "reward" or task["returns"] == [12.0]
+    assert record_video(model, tmp_path / "replay.mp4") is None
+    # A folder names what its readers can make, and nothing else
+    model.save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["env"] is None
+    assert evaluation_sources(MBDPO.from_pretrained(tmp_path / "model", device="cpu")) == {}
+
+
+def test_an_environment_with_other_spaces_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = pendulum()
+    for env in (RescaleAction(gym.make("Pendulum-v1"), -1, 1), "MountainCarContinuous-v0"):
+        with pytest.raises(ValueError, match=r"cannot be evaluated in this environment\. .*space: the model's is Box"):
+            model.save_pretrained(tmp_path / "model", n_eval_episodes=1, eval_envs=env, progress_bar=False)
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_video_of_one_episode(tmp_path: Path) -> None:
