@@ -138,7 +138,7 @@ def implied_shapes(
     :raises ValueError: if no policy can be built from these arguments
     """
     # Optimizers and generators are of no use for shapes, and do not exist on the meta device
-    overrides = {"_build_optimizers": lambda *_: None, "seed": lambda *_: None, "__module__": __name__}
+    overrides = {"rebuild_optimizers": lambda *_: None, "seed": lambda *_: None, "__module__": __name__}
     shapes_only = type(policy_class.__name__, (policy_class,), overrides)
     try:
         with th.device("meta"):

@@ -46,6 +46,11 @@ def test_shapes_are_known_without_the_weights(policy: Any, space: Any, more: dic
     assert implied_shapes(policy, space, actions, arguments) == infos_of(built.state_dict())
 
 
+def test_shapes_need_no_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_mbdpo.policies.build_optimizers", lambda *_: pytest.fail("optimizers were built"))
+    assert implied_shapes(MlpPolicy, VECTOR, ACTIONS, TINY_SIZES)
+
+
 def test_shapes_of_the_largest_model_take_no_memory() -> None:
     infos = implied_shapes(MlpPolicy, VECTOR, ACTIONS, {"model_size": 317})
     assert sum(th.Size(info.shape).numel() for info in infos.values()) > 5e8
