@@ -34,6 +34,8 @@ RESULTS, TRAINING, VIDEO, CARD, CURVE = "results.json", "training.yml", "replay.
 FILES = (CONFIG, WEIGHTS, OPTIMIZER, NORMALIZATION, RESULTS, TRAINING, VIDEO, CARD, CURVE)
 # What is removed when a newer checkpoint that does not have it takes a folder's place
 OPTIONAL = (OPTIMIZER, NORMALIZATION, RESULTS, TRAINING, VIDEO, CURVE)
+# What cannot be left out where it belongs to a checkpoint: the model would act or learn otherwise
+STATE_FILES = (OPTIMIZER, NORMALIZATION)
 LARGEST_CONFIG = 16_000_000
 MOST_TASKS, WIDEST_TASK, MOST_ENVS, MOST_REPEATS = 10_000, 10**6, 10_000, 1000
 PACKAGES = ("sb3-mbdpo", "stable-baselines3", "torch", "gymnasium", "numpy", "safetensors")
@@ -57,6 +59,7 @@ class CheckpointConfig:
     :param base_model: Repository that it was fine-tuned from
     :param datasets: Data sets that it learned from
     :param replay_dataset: Minari id of a data set that holds its replay buffer
+    :param files: Which of :data:`STATE_FILES` belong to it; None: whichever are there, as in folders of before
     """
 
     policy: Any
@@ -72,6 +75,7 @@ class CheckpointConfig:
     base_model: str | None = None
     datasets: list[str] = field(default_factory=list)
     replay_dataset: str | None = None
+    files: list[str] | None = None
 
     def to_json(self) -> str:
         """
@@ -104,6 +108,8 @@ class CheckpointConfig:
         wrong = [name for name, kinds in KINDS.items() if name in content and not isinstance(content[name], kinds)]
         if wrong or not 1 <= content.get("n_envs", 1) <= MOST_ENVS:
             raise ValueError(f"{CONFIG} holds something of the wrong kind in {wrong or ['n_envs']}.")
+        if not all(name in STATE_FILES for name in content.get("files") or ()):
+            raise ValueError(f'"files" in {CONFIG} may list {STATE_FILES}, got {content["files"]!r}.')
         content["env"] = _checked_env(content.get("env"))
         return cls(**content)
 
@@ -131,6 +137,7 @@ KINDS: dict[str, Any] = {
     "base_model": (str, type(None)),
     "datasets": list,
     "replay_dataset": (str, type(None)),
+    "files": (list, type(None)),
 }
 
 

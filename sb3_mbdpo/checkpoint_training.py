@@ -13,6 +13,7 @@ import torch as th
 
 from sb3_mbdpo.checkpoint_config import OPTIMIZER, CheckpointConfig
 from sb3_mbdpo.checkpoint_weights import (
+    LEAVE_OUT,
     check_mark,
     optimizer_tensors,
     plain_metadata,
@@ -77,7 +78,7 @@ def read_training_state(
         returns = {str(name): [float(r) for r in rs] for name, rs in plain["task_returns"].items()}
         return tensors, {"episodes": episodes, "task_returns": returns, "optimizers": dict(plain["optimizers"])}
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
-        raise ValueError(f"{OPTIMIZER} cannot be read ({error}): remove the file to load without it.") from error
+        raise ValueError(f"{OPTIMIZER} cannot be read ({error}): {LEAVE_OUT}.") from error
 
 
 def restore_training(model: MBDPO, tensors: dict[str, th.Tensor], plain: dict[str, Any]) -> None:
@@ -93,8 +94,8 @@ def restore_training(model: MBDPO, tensors: dict[str, th.Tensor], plain: dict[st
     unknown = sorted(name for name in tensors if not name.startswith(tuple(f"{known}." for known in expected)))
     if plain["optimizers"].keys() != expected or unknown:
         raise ValueError(
-            f"{OPTIMIZER} holds {sorted(plain['optimizers'])} {unknown[:3]}, the model has {sorted(expected)}: remove "
-            "the file to load without it."
+            f"{OPTIMIZER} holds {sorted(plain['optimizers'])} {unknown[:3]}, the model has {sorted(expected)}: "
+            f"{LEAVE_OUT}."
         )
     for name in expected:
         optimizer = getattr(model.policy, name.removeprefix("policy."))

@@ -21,6 +21,8 @@ from torch.overrides import TorchFunctionMode
 from sb3_mbdpo.optimizer_checks import check_state, checked_settings
 from sb3_mbdpo.policies import MBDPOPolicy
 
+# Advice where the optimizers' file cannot be used
+LEAVE_OUT = 'remove the file, and its name from "files" in config.json, to load without it'
 SHOWN = 6
 MOST_MAPPED_BYTES = 200_000_000
 # In-place functions by which weights get their first values
@@ -265,8 +267,7 @@ def restore_optimizer(name: str, optimizer: th.optim.Optimizer, tensors: Mapping
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"optimizer.safetensors does not hold the state of this model's {name} ({error}): remove the file to "
-            "load without it."
+            f"optimizer.safetensors does not hold the state of this model's {name} ({error}): {LEAVE_OUT}."
         ) from error
 
 

@@ -30,6 +30,7 @@ from sb3_mbdpo.checkpoint_config import (
     OPTIMIZER,
     OPTIONAL,
     RESULTS,
+    STATE_FILES,
     TRAINING,
     WEIGHTS,
     CheckpointConfig,
@@ -102,6 +103,8 @@ def write_checkpoint(
     config.datasets = list(model._datasets if datasets is None else datasets)
     mark = {"fingerprint": config.fingerprint}
     normalization = Normalization.of(model._vec_normalize_env) or model._normalization
+    belongs = {OPTIMIZER: include_optimizer, NORMALIZATION: normalization is not None}
+    config.files = [name for name in STATE_FILES if belongs[name]]
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file: a checkpoint is a folder, pass another name.")
@@ -182,8 +185,11 @@ def load_checkpoint(
         policy, tasks = _policy_class(algorithm, config.policy, custom), decode_tasks(config.tasks)
         state = checked_state(config.state)
         _check_search(arguments, stored["action_space"])
-    if not (path / WEIGHTS).is_file():
-        raise ValueError(f"{path} holds a {CONFIG} but no {WEIGHTS}: download or save it again.")
+    for name in (WEIGHTS, *(config.files or ())):
+        if not (path / name).is_file():
+            raise ValueError(
+                f"{path} holds a {CONFIG} but no {name}, which belongs to the checkpoint: download or save it again."
+            )
     found, metadata = read_header(path / WEIGHTS)
     check_mark(WEIGHTS, metadata, config.fingerprint)
     normalization = Normalization.read(path / NORMALIZATION, stored["observation_space"], config.fingerprint)

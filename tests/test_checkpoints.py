@@ -474,6 +474,27 @@ def test_files_of_two_checkpoints_do_not_mix(tmp_path: Path) -> None:
     MBDPO.from_pretrained(tmp_path / "a", device="cpu")
 
 
+@pytest.mark.parametrize("name", ["normalization.safetensors", "optimizer.safetensors"])
+def test_a_file_that_belongs_to_a_checkpoint_is_missed(name: str, tmp_path: Path) -> None:
+    model = trained("normalized")
+    model.save_pretrained(tmp_path, include_optimizer=True)
+    (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=f"holds a config.json but no {name}, which belongs to the checkpoint"):
+        MBDPO.from_pretrained(tmp_path, device="cpu")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["files"] == ["optimizer.safetensors", "normalization.safetensors"]
+    # As its advice says, or as in folders of before
+    for files in ([other for other in config["files"] if other != name], None):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"files": files}))
+        assert same_weights(model, MBDPO.from_pretrained(tmp_path, device="cpu"))
+    del config["files"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    MBDPO.from_pretrained(tmp_path, device="cpu")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"files": ["model.pkl"]}))
+    with pytest.raises(ValueError, match=r'"files" in config\.json may list'):
+        MBDPO.from_pretrained(tmp_path, device="cpu")
+
+
 WEIRD = (None, -1, 10**18, 1e300, "os.system", [], {}, True, {"$custom": "os.system"}, [[1]])
 
 
