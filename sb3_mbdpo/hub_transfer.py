@@ -248,6 +248,8 @@ def pull_checkpoint(
     """
     Download a whole checkpoint, card, results and video included, and see that it loads.
 
+    What an older checkpoint in the folder has and the new one has not is removed; other files are left alone.
+
     :param repo_id: Repository
     :param folder: Where it goes; None: the Hub's cache
     :param revision: Branch, tag or commit
@@ -257,5 +259,13 @@ def pull_checkpoint(
     :raises ValueError: if it is no checkpoint or does not load
     :raises OSError: if it cannot be reached
     """
+    left: set[str] = set()
+    if folder is not None and (Path(folder) / CONFIG).is_file():
+        try:
+            left = set(OPTIONAL) - set(HfApi(token=token).list_repo_files(repo_id, revision=revision))
+        except (HTTP_ERROR, OSError) as error:
+            raise _explained(error, repo_id, revision, False) from error
     path = download_checkpoint(repo_id, revision, token, cache_dir, files=FILES, local_dir=folder)
+    for name in left:
+        (path / name).unlink(missing_ok=True)
     return path, read_config(path)

@@ -68,6 +68,11 @@ def trip() -> dict[str, Any]:
 
     found["pull"] = hub_commands.pull(["me/many", "pulled"])
     found["pulled files"] = os.listdir("pulled")
+    single.save_pretrained("older", include_optimizer=True)
+    for path in ("older/results.json", "older/notes.txt", "learning_curve.png"):
+        Path(path).write_text("mine")
+    found["pull over another"] = [hub_commands.pull(["me/one", folder]) for folder in ("older", ".")]
+    found["files over another"], found["files of mine"] = os.listdir("older"), Path("learning_curve.png").read_text()
     found["push"] = hub_commands.push(["pulled", "me/from-folder", "--as-is"])
     found["stated"], found["kept"] = edited(single), kept(single)
     found["errors"] = mistakes(single)

@@ -143,6 +143,14 @@ def test_pull_writes_everything_and_push_uploads_a_folder(trip: Outcome) -> None
     assert set(files) == {"README.md", "config.json", "model.safetensors", "training.yml", "results.json"}
 
 
+def test_what_is_pulled_takes_the_whole_place_of_an_older_checkpoint(trip: Outcome) -> None:
+    assert trip.found["pull over another"] == [0, 0]
+    names = {"README.md", "config.json", "model.safetensors", "training.yml", "notes.txt"}
+    assert {name for name in trip.found["files over another"] if not name.startswith(".")} == names
+    # Where there was no checkpoint, nothing is one's
+    assert trip.found["files of mine"] == "mine"
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
