@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -40,9 +41,9 @@ def convert_released(
     """
     The model that a released ``.pt`` file holds, ready to act, to be saved with ``save_pretrained`` and fine-tuned.
 
-    The search is the paper's. Models without an energy act with ``energy_coef=0``, those without a score network by
-    search or prior; nothing that a file does not hold is added. Running statistics start anew, as released files do
-    not hold them.
+    The search is the paper's. Models without an energy act with ``energy_coef=0``, those without a score network, or
+    with one that was never trained, by search or prior; nothing that a file does not hold is added. Running statistics
+    start anew, as released files do not hold them.
 
     :param path: The file; read with ``weights_only=True``
     :param task_names: Names of the tasks of a multi-task model; None: those of mt30 or mt80, by their number
@@ -59,6 +60,13 @@ def convert_released(
 
     dropout, simnorm_dim = reader_arguments.get("dropout", 0.01), reader_arguments.get("simnorm_dim", 8)
     world_model = load_released_checkpoint(path, action_dims=action_dims, **reader_arguments)
+    if world_model.score is not None and _is_untrained(world_model.score):
+        warnings.warn(
+            f"The score network in {Path(path).name} was never trained and is left out: the model acts by search or "
+            "prior.",
+            stacklevel=2,
+        )
+        world_model.score = None
     tasks = _task_set(world_model, task_names, episode_length)
     policy, observation_space, policy_kwargs = _architecture(world_model, dropout, simnorm_dim)
     trained = {
@@ -92,6 +100,12 @@ def convert_released(
     # It has been trained, which warm-up updates are for
     model.warmup_updates, model._n_updates = 0, 1
     return model
+
+
+def _is_untrained(score: nn.Module) -> bool:
+    """Whether biases and norms are as initialised: released training without the score's loss leaves them so."""
+    vectors = [(name, values) for name, values in score.named_parameters() if values.ndim == 1]
+    return all(bool((values == float(name.endswith("weight"))).all()) for name, values in vectors)
 
 
 def _architecture(model: WorldModel, dropout: float, simnorm_dim: int) -> tuple[str, spaces.Box, dict[str, Any]]:

@@ -95,6 +95,29 @@ def test_files_of_tdmpc2_act_without_energy_and_learn(case: str, tmp_path: Path)
         assert model._n_updates > 1
 
 
+def untrained_score(weights: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    """The score network as released training initialises it."""
+    score = {name: value for name, value in weights.items() if name.startswith("_score.") and value.ndim == 1}
+    return weights | {name: th.full_like(value, float(name.endswith("ln.weight"))) for name, value in score.items()}
+
+
+def test_a_score_network_that_was_never_trained_is_left_out(tmp_path: Path) -> None:
+    weights = untrained_score(weights_of("score"))
+    th.save(weights, tmp_path / "plain.pt")
+    with pytest.warns(UserWarning, match=r"score network in plain\.pt was never trained and is left out"):
+        convert_released(tmp_path / "plain.pt", **READ).save_pretrained(tmp_path / "m")
+    model = MBDPO.from_pretrained(tmp_path / "m", device="cpu")
+    assert model.policy.world_model.score is None and model.score_coef == 0
+    with pytest.raises(ValueError, match="score network"):
+        model.policy.act_mode = "score"
+    with pytest.raises(ValueError, match="bootstrap"):
+        MBDPO.from_pretrained(tmp_path / "m", device="cpu", bootstrap="score")
+    # A single number that has moved is training
+    weights["_score.0.bias"][0] = 1e-6
+    th.save(weights, tmp_path / "trained.pt")
+    assert convert_released(tmp_path / "trained.pt", **READ).policy.world_model.score is not None
+
+
 def test_task_tables_of_mt30_and_mt80(tmp_path: Path) -> None:
     weights = weights_of("multitask")
     # As many tasks as mt30 has, observations padded to 24
