@@ -38,6 +38,8 @@ OPTIONAL = (OPTIMIZER, NORMALIZATION, RESULTS, TRAINING, VIDEO, CURVE)
 STATE_FILES = (OPTIMIZER, NORMALIZATION)
 LARGEST_CONFIG = 16_000_000
 MOST_TASKS, WIDEST_TASK, MOST_ENVS, MOST_REPEATS = 10_000, 10**6, 10_000, 1000
+# Tables of a task set have a row for each task, as wide as the widest
+LARGEST_TABLE = 10**7
 PACKAGES = ("sb3-mbdpo", "stable-baselines3", "torch", "gymnasium", "numpy", "safetensors")
 
 
@@ -249,12 +251,19 @@ def decode_tasks(written: dict[str, Any] | None) -> dict[str, Any] | None:
     entries = written.get("tasks")
     if isinstance(entries, list) and len(entries) > MOST_TASKS:
         raise ValueError(f"The file lists {len(entries)} tasks, at most {MOST_TASKS:,} are taken.")
-    widths = [written, *(entry for entry in (entries or []) if isinstance(entry, dict))]
-    for width in (entry.get(name) for entry in widths for name in ("observation_dim", "action_dim")):
-        if width is not None and (not isinstance(width, int) or width > WIDEST_TASK):
+    sized = [written, *(entry for entry in (entries or []) if isinstance(entry, dict))]
+    found = (width for entry in sized for width in (entry.get("observation_dim"), entry.get("action_dim")))
+    widths: list[Any] = [width for width in found if width is not None]
+    for width in widths:
+        if not isinstance(width, int) or width > WIDEST_TASK:
             raise ValueError(
                 f"A task of width {width!r} is absurd, at most {WIDEST_TASK:,} is taken: nothing was built."
             )
+    if len(sized) * max(widths, default=0) > LARGEST_TABLE:
+        raise ValueError(
+            f"{len(sized) - 1} tasks of width {max(widths):,} are absurd, at most {LARGEST_TABLE:,} entries are taken "
+            "in all: nothing was built."
+        )
     # Gymnasium imports the module of "module:id", and a file must not choose what is imported
     plain = plain_tasks(written)
     for entry in cast(dict[str, Any], plain)["tasks"]:

@@ -59,11 +59,7 @@ def space_from_json(description: Any) -> spaces.Space:
     >>> space_from_json({"type": "Discrete", "n": 3, "start": 0})
     Discrete(3)
     """
-    kind = description.get("type") if isinstance(description, dict) else None
-    if kind not in FIELDS or description.keys() - {"type"} != FIELDS[kind]:
-        shown = repr(description)
-        shown = shown if len(shown) < 200 else f"{shown[:200]}..."
-        raise ValueError(f"{shown} describes no space: a type of {sorted(FIELDS)} with its fields is needed.")
+    kind = _kind_of(description)
     _check_fields(kind, description)
     if kind == "Box":
         dtype, shape = np.dtype(description["dtype"]), tuple(description["shape"])
@@ -78,15 +74,19 @@ def space_from_json(description: Any) -> spaces.Space:
     return spaces.Dict({key: space_from_json(value) for key, value in description["spaces"].items()})
 
 
-def _check_fields(kind: str, description: dict[str, Any]) -> None:
-    """Refuse what cannot be a space, or would be one of absurd size, before it is built."""
+def _kind_of(description: Any) -> str:
+    kind = description.get("type") if isinstance(description, dict) else None
+    if kind not in FIELDS or description.keys() - {"type"} != FIELDS[kind]:
+        shown = repr(description)
+        shown = shown if len(shown) < 200 else f"{shown[:200]}..."
+        raise ValueError(f"{shown} describes no space: a type of {sorted(FIELDS)} with its fields is needed.")
+    return str(kind)
+
+
+def _check_fields(kind: str, description: dict[str, Any]) -> int:
+    """Refuse what cannot be a space, or would be one of absurd size, before it is built; counts its entries."""
     if kind == "Dict":
-        content = description["spaces"]
-        if not isinstance(content, dict) or not all(
-            isinstance(value, dict) and value.get("type") != "Dict" for value in content.values()
-        ):
-            raise ValueError("A Dict space is described by its spaces by name, none of which is a Dict itself.")
-        return
+        return _check_dict(description["spaces"])
     sizes = {"Box": "shape", "Discrete": "n", "MultiDiscrete": "nvec", "MultiBinary": "n"}[kind]
     value = description[sizes]
     numbers = value if isinstance(value, list) else [value]
@@ -104,6 +104,18 @@ def _check_fields(kind: str, description: dict[str, Any]) -> None:
             bound = description[name]
             if isinstance(bound, list) and len(bound) != entries:
                 raise ValueError(f"{name} of a Box of shape {value} needs 1 or {entries} numbers, got {len(bound)}.")
+    return entries
+
+
+def _check_dict(content: Any) -> int:
+    if not isinstance(content, dict) or not all(
+        isinstance(value, dict) and value.get("type") != "Dict" for value in content.values()
+    ):
+        raise ValueError("A Dict space is described by its spaces by name, none of which is a Dict itself.")
+    entries = sum(_check_fields(_kind_of(value), value) for value in content.values())
+    if entries > MOST_ENTRIES:
+        raise ValueError(f"A Dict space of {entries:,} entries is absurd: at most {MOST_ENTRIES:,} are taken in all.")
+    return entries
 
 
 def _bound_to_json(bound: np.ndarray) -> Any:

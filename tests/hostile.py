@@ -51,6 +51,8 @@ CASES = {
     "absurd-actions": "A Discrete space of n=1000000000000",
     "absurd-dtype": "dtype of a Box must be one of",
     "absurd-task-width": "A task of width 1000000000000",
+    "absurd-task-table": "240 tasks of width 1,000,000 are absurd",
+    "absurd-dict": "A Dict space of 60,000,000 entries is absurd",
     "absurd-search": "A search of",
     "huge-model-for-small-weights": "does not hold the model that config.json describes",
     "no-weights": "no model.safetensors",
@@ -134,6 +136,8 @@ class _Builder:
     def configs(self) -> dict[str, Files]:
         box = {"type": "Box", "dtype": "float32", "low": -1.0, "high": 1.0}
         task = {"name": "a", "observation_dim": 10**12, "action_dim": 1}
+        many = [{"name": str(index), "observation_dim": 10**6, "action_dim": 1} for index in range(240)]
+        boxes = {key: box | {"shape": [10**7]} for key in "abcdef"}
         change, argument = self.with_config, self.with_argument
         return {
             "later-version": change(lambda config: config.update(format_version=99)),
@@ -156,6 +160,8 @@ class _Builder:
             "absurd-actions": change(lambda c: c.update(action_space={"type": "Discrete", "n": 10**12, "start": 0})),
             "absurd-dtype": change(lambda c: c.update(observation_space=box | {"shape": [3], "dtype": "V999999999"})),
             "absurd-task-width": change(lambda config: config.update(tasks={"tasks": [task]})),
+            "absurd-task-table": change(lambda config: config.update(tasks={"tasks": many})),
+            "absurd-dict": change(lambda c: c.update(observation_space={"type": "Dict", "spaces": boxes})),
             "absurd-search": change(lambda c: c["arguments"].update(n_samples=10**6, denoising_steps=10**4)),
             "huge-model-for-small-weights": argument("model_size", 317),
             "negative-counters": change(lambda config: config["state"].update(num_timesteps=-1)),

@@ -64,6 +64,8 @@ BOX = {"type": "Box", "dtype": "float32", "shape": [3], "low": 0.0, "high": 1.0}
         ({"type": "MultiBinary", "n": [10**5, 10**5]}, "absurd"),
         ({"type": "Dict", "spaces": {"a": {"type": "Dict", "spaces": {}}}}, "none of which is a Dict"),
         ({"type": "Dict", "spaces": [BOX]}, "none of which is a Dict"),
+        ({"type": "Dict", "spaces": {key: BOX | {"shape": [4 * 10**6]} for key in "abc"}}, "Dict space of 12,000,000"),
+        ({"type": "Dict", "spaces": {"a": {"type": "Text"}}}, "describes no space"),
     ],
 )
 def test_what_would_be_no_space_or_an_absurd_one(description: Any, message: str) -> None:
