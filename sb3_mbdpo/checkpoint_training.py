@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,15 +31,20 @@ OPTIMIZERS = ("policy.optimizer", "policy.prior_optimizer", "policy.score_optimi
 
 def training_state(model: MBDPO) -> tuple[dict[str, th.Tensor], dict[str, Any]]:
     """Optimizers, random generators and latest episodes: what a continued training needs besides the weights."""
-    tensors: dict[str, th.Tensor] = {"policy_generator": model.policy.generator.get_state()}
+    random = model._current_random_state()
+    tensors: dict[str, th.Tensor] = {"policy_generator": th.from_numpy(random["policy"])}
     plain: dict[str, Any] = {
-        "seed": model.seed,
-        "device": model.device.type,
-        "action_space": json.loads(json.dumps(model.action_space.np_random.bit_generator.state)),
+        "seed": random["seed"],
+        "device": random["device"],
+        "action_space": json.loads(json.dumps(random["action_space"])),
+        "noise": None,
         "episodes": [[float(info[key]) for key in ("r", "l", "t")] for info in model.ep_info_buffer or ()],
         "task_returns": model._task_returns,
         "optimizers": {},
     }
+    if random["noise"] is not None:
+        name, keys, *rest = random["noise"]
+        plain["noise"] = [name, keys.tolist(), *rest]
     for name in OPTIMIZERS:
         optimizer = getattr(model.policy, name.removeprefix("policy."))
         if optimizer is not None:
@@ -73,12 +79,27 @@ def read_training_state(
             "device": plain["device"],
             "policy": generator.numpy(),
             "action_space": plain["action_space"],
+            # Files of before have none
+            "noise": _checked_noise(plain.get("noise")),
         }
         episodes = [(float(r), int(length), float(t)) for r, length, t in plain["episodes"]]
         returns = {str(name): [float(r) for r in rs] for name, rs in plain["task_returns"].items()}
         return tensors, {"episodes": episodes, "task_returns": returns, "optimizers": dict(plain["optimizers"])}
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{OPTIMIZER} cannot be read ({error}): {LEAVE_OUT}.") from error
+
+
+def _checked_noise(written: Any) -> tuple[Any, ...] | None:
+    """State of NumPy's global generator, as ``numpy.random.set_state`` takes it."""
+    if written is None:
+        return None
+    name, keys, position, has_gauss, cached = written
+    state = name, np.array(keys, np.uint32), position, has_gauss, float(cached)
+    np.random.RandomState().set_state(state)
+    # Of which NumPy takes any
+    if not 0 <= position <= len(state[1]) or has_gauss not in (0, 1) or not math.isfinite(state[4]):
+        raise ValueError(f"the noise's generator is at {position!r}, {has_gauss!r}, {cached!r}")
+    return state
 
 
 def restore_training(model: MBDPO, tensors: dict[str, th.Tensor], plain: dict[str, Any]) -> None:

@@ -55,9 +55,12 @@ def describe_env(env: VecEnv | None) -> dict[str, Any] | None:
     found = MADE_BY_ID.match(name)
     if env is None or found is None:
         return None
-    env_id = _id_elsewhere(env, "<TimeLimit" in found[0]) if _is_elsewhere(env) else _id_here(env)
     repeats = attributes_of(env, "steps_per_action") if "<ActionRepeat" in found[1] else [1]
-    return {"id": env_id, "action_repeat": int(repeats[0])} if env_id and repeats else None
+    if not repeats:
+        return None
+    repeat = int(repeats[0])
+    env_id = _id_elsewhere(env, "<TimeLimit" in found[0], repeat) if _is_elsewhere(env) else _id_here(env)
+    return {"id": env_id, "action_repeat": repeat} if env_id else None
 
 
 def _is_wrapped_further(env: VecEnv) -> bool:
@@ -112,8 +115,8 @@ def _id_here(env: VecEnv) -> str | None:
     return str(spec.id) if has_settings_of_id(spec) else None
 
 
-def _id_elsewhere(env: VecEnv, limited: bool) -> str | None:
-    """The id of an environment in another process, where it alone makes it."""
+def _id_elsewhere(env: VecEnv, limited: bool, repeat: int) -> str | None:
+    """The id of an environment in another process, where it and repeated actions alone make it."""
     env_id = _printed_id(env)
     with suppress(*UNANSWERED):
         if env_id is None or env.env_is_wrapped(OtherArguments, indices=[0])[0]:  # type: ignore[arg-type]
@@ -121,7 +124,9 @@ def _id_elsewhere(env: VecEnv, limited: bool) -> str | None:
         limit = env.get_attr("_max_episode_steps", [0])[0] if limited else None
         # Registered in its own process alone, it cannot be made here anyway
         known = gym.registry.get(env_id)
-        return env_id if known is None or known.max_episode_steps == limit else None
+        if known is None or known.max_episode_steps is None or limit is None:
+            return env_id if known is None or known.max_episode_steps == limit else None
+        return env_id if math.ceil(known.max_episode_steps / repeat) == limit else None
     return None
 
 

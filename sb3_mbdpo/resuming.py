@@ -60,6 +60,16 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
     def _follow_arguments(self) -> None:
         """What was set on the model since it was built takes effect; ``act_mode`` may be set on the policy."""
 
+    def _current_random_state(self) -> RandomState:
+        return {
+            "seed": self.seed,
+            "device": self.device.type,
+            "policy": self.policy.generator.get_state().numpy(),
+            "action_space": self.action_space.np_random.bit_generator.state,
+            # Stable-Baselines3's action noise draws from the global generator
+            "noise": None if self.action_noise is None else np.random.get_state(),
+        }
+
     def _restore_random_state(self) -> bool:
         """
         Go on from the saved generators, unless the model was loaded with another seed than it was saved with.
@@ -109,14 +119,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         """
         self._follow_arguments()
         self._normalization = Normalization.of(self._vec_normalize_env) or self._normalization
-        self._random_state = {
-            "seed": self.seed,
-            "device": self.device.type,
-            "policy": self.policy.generator.get_state().numpy(),
-            "action_space": self.action_space.np_random.bit_generator.state,
-            # Stable-Baselines3's action noise draws from the global generator
-            "noise": None if self.action_noise is None else np.random.get_state(),
-        }
+        self._random_state = self._current_random_state()
         include = list(include or [])
         if "replay_buffer" in include:
             self._give_running_plans()

@@ -23,6 +23,7 @@ from torch import nn
 
 from sb3_mbdpo import MBDPO, MlpPolicy, checkpoints, describe_tasks, make_multitask_env
 from sb3_mbdpo.checkpoint_format import argument_names
+from sb3_mbdpo.checkpoint_weights import read_header, write_tensors
 from tests.checkpoint_fakes import KINDS, QUICK, acts_alike, make_env, observations, same_weights, trained
 from tests.fakes import LEANING, LEANING_ENVS, ToyEnv, leaning_env, toy_envs
 
@@ -71,15 +72,35 @@ def test_with_optimizers_learning_goes_on_as_after_save_and_load(kind: str, seed
         loaded = load(path, env=env, device="cpu")
         env = loaded.get_env()
         env.seed(3)
-        np.random.seed(5)
         if seed is None:
-            # Without a seed each buffer draws for itself
+            # Without a seed each draws for itself
+            np.random.seed(5)
             loaded.replay_buffer.seed(1)
         return loaded.learn(24, reset_num_timesteps=False)
 
     as_sb3, ours = goes_on(MBDPO.load), goes_on(MBDPO.from_pretrained)
     assert as_sb3._n_updates == ours._n_updates > model._n_updates
     assert same_weights(as_sb3, ours) and not same_weights(model, ours)
+
+
+def test_the_generator_of_action_noise_comes_along(tmp_path: Path) -> None:
+    noise = NormalActionNoise(np.zeros(2), np.full(2, 0.1))
+    trained("vector", action_noise=noise).save_pretrained(tmp_path, include_optimizer=True)
+    drawn = np.random.rand(3).tolist()
+    MBDPO.from_pretrained(tmp_path, device="cpu")
+    assert np.random.rand(3).tolist() == drawn
+    tensors, header = load_file(tmp_path / "optimizer.safetensors"), read_header(tmp_path / "optimizer.safetensors")[1]
+    state = json.loads(header["state"])
+    name, keys, *rest = state["noise"]
+    for wrong in ([name, keys[1:], *rest], ["PCG64", keys, *rest], [name, keys, 10**6, *rest[1:]], [name, [-1]], 3):
+        changed = header | {"state": json.dumps(state | {"noise": wrong})}
+        write_tensors(tmp_path / "optimizer.safetensors", tensors, changed)
+        with pytest.raises(ValueError, match=r"optimizer\.safetensors cannot be read"):
+            MBDPO.from_pretrained(tmp_path, device="cpu")
+    # Files of before have none
+    del state["noise"]
+    write_tensors(tmp_path / "optimizer.safetensors", tensors, header | {"state": json.dumps(state)})
+    MBDPO.from_pretrained(tmp_path, device="cpu")
 
 
 def test_normalization_comes_along(tmp_path: Path) -> None:
