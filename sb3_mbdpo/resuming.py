@@ -8,10 +8,12 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_mbdpo.buffers import SequenceReplayBuffer, check_buffer
 from sb3_mbdpo.normalization import Normalization
+from sb3_mbdpo.parameter_checks import check_parameters
 from sb3_mbdpo.policies import MBDPOPolicy
 from sb3_mbdpo.saving import whole_file
 from sb3_mbdpo.task_replay import MultiTaskReplayBuffer
@@ -179,17 +181,14 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         :param load_path_or_dict: File of a model, or what ``get_parameters`` gave
         :param exact_match: Whether everything the model has must be there
         :param device: Where to load to
-        :raises ValueError: for parameters of a model of other sizes
+        :raises ValueError: for parameters of a model of other sizes; nothing has changed then
         """
+        params = load_path_or_dict
+        if not isinstance(params, dict):
+            params = load_from_zip_file(params, device=device, load_data=False)[1]
+        check_parameters(self, params, exact_match)
         try:
-            super().set_parameters(load_path_or_dict, exact_match, device)
-        except RuntimeError as error:
-            if "Error(s) in loading state_dict" not in str(error):
-                raise
-            raise ValueError(
-                "These parameters belong to a model of other sizes: horizon, model_size, policy_kwargs and spaces must "
-                f"be those that it was saved with. PyTorch says: {error}"
-            ) from error
+            super().set_parameters(params, exact_match, device)
         finally:
             # Optimizers have other tensors now
             self.policy.graphs.clear()

@@ -365,6 +365,29 @@ def test_parameters_of_another_size_are_one_clear_error(trained: MBDPO, tmp_path
         MBDPO.load(tmp_path / "model", **kwargs)
 
 
+def test_refused_parameters_leave_the_model_as_it_was(trained: MBDPO) -> None:
+    other = make(toy_envs(1), policy_kwargs=trained.policy_kwargs, seed=5)
+    before = {name: value.clone() for name, value in other.policy.state_dict().items()}
+    last = "world_model.prior_scale"
+    policy = trained.policy.state_dict()
+    groups = trained.policy.optimizer.state_dict()
+    moments = {0: {"exp_avg": th.zeros(7)}}
+    for name, wrong in (
+        ("policy", policy | {last: th.zeros(7)}),
+        ("policy", {name: value for name, value in policy.items() if name != last}),
+        ("policy.optimizer", groups | {"param_groups": groups["param_groups"][:1]}),
+        ("policy.optimizer", groups | {"state": moments}),
+    ):
+        with pytest.raises(ValueError, match=rf"a model of other sizes.*What differs in {name}: "):
+            other.set_parameters(trained.get_parameters() | {name: wrong})
+        assert all((value == before[key]).all() for key, value in other.policy.state_dict().items())
+        assert other.policy.prior_optimizer.state_dict()["state"] == {}
+    for names, words in ((["policy", "nothing"], "invalid object name"), (["policy"], "pass all of them")):
+        with pytest.raises(ValueError, match=words):
+            other.set_parameters(dict.fromkeys(names, policy))
+        assert all((value == before[key]).all() for key, value in other.policy.state_dict().items())
+
+
 def test_running_state_stays_out_of_the_file(trained: MBDPO, tmp_path: Path) -> None:
     trained.save(tmp_path / "model")
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
