@@ -90,6 +90,12 @@ def resolve_defaults(model: MBDPO) -> None:
     if not hasattr(model, "action_space"):
         raise ValueError("env is None: pass an environment or its id; only load() and models of `tasks` do without.")
     resolved, values = resolve_preset(model.preset, model.device)
+    if model._decided_by not in (None, model.preset):
+        raise ValueError(
+            f"preset={model.preset!r} would change nothing in a model that was saved with {model._decided_by!r}: pass "
+            "the arguments that it decides, or load a folder of save_pretrained with from_pretrained(preset=...)."
+        )
+    model._decided_by = model.preset
     unset = [name for name in values if getattr(model, name) is None]
     for name in unset:
         setattr(model, name, values[name])

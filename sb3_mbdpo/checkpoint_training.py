@@ -22,6 +22,7 @@ from sb3_mbdpo.checkpoint_weights import (
     read_tensors,
     restore_optimizer,
 )
+from sb3_mbdpo.optimizers import set_encoder_lr_scale
 
 if TYPE_CHECKING:
     from sb3_mbdpo.mbdpo import MBDPO
@@ -121,6 +122,8 @@ def restore_training(model: MBDPO, tensors: dict[str, th.Tensor], plain: dict[st
     for name in expected:
         optimizer = getattr(model.policy, name.removeprefix("policy."))
         restore_optimizer(name, optimizer, tensors, plain["optimizers"][name])
+    # An argument, which may have been given another value
+    set_encoder_lr_scale(model.policy.optimizer, model.encoder_lr_scale)
     model._task_returns = plain["task_returns"]
     model.ep_info_buffer = None
     if plain["episodes"]:

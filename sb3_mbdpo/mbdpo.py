@@ -278,6 +278,8 @@ class MBDPO(CollectingAlgorithm, HubAlgorithm):
         self.search_dtype, self.update_dtype, self.compile = search_dtype, update_dtype, compile
         self.warm_denoising_steps = warm_denoising_steps
         self.gradient_accumulation, self.activation_checkpointing = gradient_accumulation, activation_checkpointing
+        # The preset that has decided what was not given
+        self._decided_by: str | None = None
         self._tasks = plain_tasks(tasks)
         self.task_sampling, self.normalize_observations = task_sampling, normalize_observations
         self._trainable: list[str] | None = None

@@ -37,7 +37,7 @@ from sb3_mbdpo.multitask_env import EnvSource, MultiTaskEnv, check_task_env, des
 from sb3_mbdpo.resuming import ResumableAlgorithm
 from sb3_mbdpo.task_replay import MultiTaskReplayBuffer
 from sb3_mbdpo.task_scores import TaskScores, evaluate_tasks
-from sb3_mbdpo.tasks import NEAREST, TASK_KEY, TaskSet, mean_and_std
+from sb3_mbdpo.tasks import NEAREST, TASK_KEY, TaskSet, mean_and_std, plain_tasks
 from sb3_mbdpo.updates import Learner
 
 if TYPE_CHECKING:
@@ -90,6 +90,13 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
 
     def _resolve_tasks(self) -> None:
         """Take the tasks from the environments where they were not given, and refuse what does not go with tasks."""
+        # load() writes its arguments into the model, where those of a property have no effect
+        given = self.__dict__.pop("tasks", None)
+        if given is not None and plain_tasks(given) != self._tasks:
+            raise ValueError(
+                "tasks is what the weights were made for and cannot be changed by load: leave it out, or teach the "
+                "loaded model one more task with add_task."
+            )
         found = task_set_of(self.env)
         if self._tasks is None and found is not None:
             self._tasks = found.to_plain()

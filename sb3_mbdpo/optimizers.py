@@ -64,3 +64,16 @@ def build_optimizers(
         optimizer_class(model.prior.parameters(), lr=lr, **prior_kwargs),  # type: ignore[call-arg]
         score,
     )
+
+
+def set_encoder_lr_scale(optimizer: th.optim.Optimizer, encoder_lr_scale: float) -> None:
+    """
+    Have the encoder learn at another rate.
+
+    :param optimizer: The world model's
+    :param encoder_lr_scale: Learning rate of the encoder relative to the rest
+    """
+    encoder = optimizer.param_groups[0]
+    # Optimizers of a policy of the user's own may have no such group
+    if "lr_scale" in encoder:
+        encoder["lr_scale"] = encoder_lr_scale

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import TensorDict
 
 from sb3_mbdpo.buffers import SequenceReplayBuffer, check_buffer
 from sb3_mbdpo.normalization import Normalization
+from sb3_mbdpo.optimizers import set_encoder_lr_scale
 from sb3_mbdpo.parameter_checks import check_parameters
 from sb3_mbdpo.policies import MBDPOPolicy
 from sb3_mbdpo.saving import whole_file
@@ -39,6 +40,7 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
     policy: MBDPOPolicy
     replay_buffer: SequenceReplayBuffer | None
     act_mode: str
+    encoder_lr_scale: float
     episodic: bool | None
     task_sampling: str
     # What VecNormalize made of observations when the model was saved; while there is one, its own statistics count
@@ -192,6 +194,8 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         finally:
             # Optimizers have other tensors now
             self.policy.graphs.clear()
+        # An argument, for which what was saved with other arguments does not count
+        set_encoder_lr_scale(self.policy.optimizer, self.encoder_lr_scale)
 
     def _excluded_save_params(self) -> list[str]:
         own = ["learner", "_plans", "_restarts", "_metrics", "_rehearsal", "_after_update", "_followed"]

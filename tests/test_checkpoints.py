@@ -103,6 +103,18 @@ def test_the_generator_of_action_noise_comes_along(tmp_path: Path) -> None:
     MBDPO.from_pretrained(tmp_path, device="cpu")
 
 
+def test_the_encoder_learns_at_the_rate_that_is_given(tmp_path: Path) -> None:
+    model = trained("vector")
+    model.save_pretrained(tmp_path / "model", include_optimizer=True)
+    model.save(tmp_path / "model.zip")
+    for load, name in ((MBDPO.from_pretrained, "model"), (MBDPO.load, "model.zip")):
+        for given, scale in (({}, 0.3), ({"encoder_lr_scale": 1.0}, 1.0)):
+            loaded = load(tmp_path / name, env=ToyEnv(), device="cpu", **given)
+            loaded.learn(1, reset_num_timesteps=False)
+            groups = loaded.policy.optimizer.param_groups
+            assert groups[0]["lr"] == pytest.approx(scale * groups[1]["lr"]) and groups[1]["lr_scale"] == 1.0
+
+
 def test_normalization_comes_along(tmp_path: Path) -> None:
     model = trained("normalized")
     statistics = model.get_vec_normalize_env()

@@ -365,6 +365,13 @@ def test_parameters_of_another_size_are_one_clear_error(trained: MBDPO, tmp_path
         MBDPO.load(tmp_path / "model", **kwargs)
 
 
+def test_a_preset_that_would_change_nothing_is_refused(trained: MBDPO, tmp_path: Path) -> None:
+    trained.save(tmp_path / "model")
+    assert MBDPO.load(tmp_path / "model", preset=trained.preset).n_samples == trained.n_samples
+    with pytest.raises(ValueError, match=r"preset='paper' would change nothing .* from_pretrained\(preset=\.\.\.\)"):
+        MBDPO.load(tmp_path / "model", preset="paper")
+
+
 def test_refused_parameters_leave_the_model_as_it_was(trained: MBDPO) -> None:
     other = make(toy_envs(1), policy_kwargs=trained.policy_kwargs, seed=5)
     before = {name: value.clone() for name, value in other.policy.state_dict().items()}

@@ -387,6 +387,14 @@ def test_tasks_are_saved_as_plain_data(trained: MBDPO, tmp_path: Path) -> None:
     assert not any("discount" in name for name in trained.policy.state_dict())
 
 
+def test_other_tasks_given_to_load_are_refused(tmp_path: Path) -> None:
+    model = leaning_model()
+    model.save(tmp_path / "model")
+    assert MBDPO.load(tmp_path / "model", tasks=LEANING).tasks == model.tasks
+    with pytest.raises(ValueError, match="tasks is what the weights were made for"):
+        MBDPO.load(tmp_path / "model", tasks=TaskSet([*LEANING, Task("new", 2, 1)], 5, 3))
+
+
 def test_task_sampling_is_set_on_the_model(tmp_path: Path) -> None:
     def pairs(model: MBDPO) -> float:
         tasks = model._sample(2000).observations["task"][0]  # type: ignore[call-overload]
