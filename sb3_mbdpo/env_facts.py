@@ -124,9 +124,10 @@ def _id_elsewhere(env: VecEnv, limited: bool, repeat: int) -> str | None:
         limit = env.get_attr("_max_episode_steps", [0])[0] if limited else None
         # Registered in its own process alone, it cannot be made here anyway
         known = gym.registry.get(env_id)
-        if known is None or known.max_episode_steps is None or limit is None:
-            return env_id if known is None or known.max_episode_steps == limit else None
-        return env_id if math.ceil(known.max_episode_steps / repeat) == limit else None
+        if known is None:
+            return env_id
+        steps = known.max_episode_steps
+        return env_id if limit == (None if steps is None else math.ceil(steps / repeat)) else None
     return None
 
 
