@@ -17,7 +17,7 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 exec srun torchrun --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" --max-restarts 3 \
     --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$first:29500" \
-    -m sb3_mbdpo.offline_commands pretrain "$@" --save "$save" \
+    -m sb3_mbdpo pretrain "$@" --save "$save" \
     --preset paper --model-size "${MODEL_SIZE:-317}" --batch-size "${BATCH_SIZE:-1024}" --steps "${STEPS:-10000000}" \
     --scale-learning-rate "${RATE_RULE:-none}" --task-sampling balanced --seed "${SEED:-0}" \
     --set update_dtype=bfloat16 score_batch_size=64 \

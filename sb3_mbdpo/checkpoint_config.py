@@ -234,8 +234,7 @@ def no_config(where: str, names: list[str]) -> str:
     if pickled:
         message += (
             f" It holds {', '.join(pickled[:3])}, which can run code when loaded and was not opened; if you trust its "
-            "author, load a zip with MBDPO.load(file) and a released .pt with `python -m sb3_mbdpo.hub_commands "
-            "convert`."
+            "author, load a zip with MBDPO.load(file) and a released .pt with `mbdpo convert`."
         )
     return message
 

@@ -1,9 +1,9 @@
 """
 Checkpoints from the command line::
 
-    python -m sb3_mbdpo.hub_commands push logs/mbdpo/Pendulum-v1_1/Pendulum-v1.zip me/mbdpo-Pendulum-v1
-    python -m sb3_mbdpo.hub_commands pull me/mbdpo-Pendulum-v1 models/pendulum
-    python -m sb3_mbdpo.hub_commands convert walker-run-1.pt models/walker-run --env mbdpo/walker-run-v0
+    mbdpo push logs/mbdpo/Pendulum-v1_1/Pendulum-v1.zip me/mbdpo-Pendulum-v1
+    mbdpo pull me/mbdpo-Pendulum-v1 models/pendulum
+    mbdpo convert walker-run-1.pt models/walker-run --env mbdpo/walker-run-v0
 
 Each command is a function of its arguments that returns an exit code: 0, or 1 after one line that says what is wrong.
 """

@@ -1,13 +1,13 @@
 """
 Pretraining from recorded data and fine-tuning on an environment, from a shell::
 
-    python -m sb3_mbdpo.offline_commands pretrain me/walker/mixed-v0 me/cheetah/mixed-v0 --steps 50000 --save multi
-    python -m sb3_mbdpo.offline_commands finetune --model multi --env mbdpo/walker-run-v0 --steps 40000 --save tuned
+    mbdpo pretrain me/walker/mixed-v0 me/cheetah/mixed-v0 --steps 50000 --save multi
+    mbdpo finetune --model multi --env mbdpo/walker-run-v0 --steps 40000 --save tuned
 
 Both return 0 when done, 2 for arguments that cannot work, 1 with one line on stderr for what fails later, and 130 after
 Ctrl-C, having saved what there is. Pretraining can be shared by several processes::
 
-    torchrun --nproc-per-node 8 --max-restarts 3 -m sb3_mbdpo.offline_commands pretrain ... --checkpoint-every 1000
+    torchrun --nproc-per-node 8 --max-restarts 3 -m sb3_mbdpo pretrain ... --checkpoint-every 1000
 """
 
 import argparse
