@@ -30,10 +30,11 @@ from stable_baselines3.common.vec_env import (
 # Wrappers and environments print as <Wrapper<Environment<id>>>
 PRINTED_ID = re.compile(r"<([^<>\s]+)>+\Z")
 PRINTED_LAYERS = re.compile(r"[^<>]+")
-# Such a name where nothing but these wrappers is around what gymnasium.make makes of the id
+# Such a name where nothing but these wrappers is around what gymnasium.make makes of the id; rl_zoo3 puts a time limit
+# of its own in the place of Gymnasium's
 RECORDERS = "Monitor|RecordEpisodeStatistics|RecordVideo|HumanRendering|RenderCollection"
 MADE_BY_ID = re.compile(
-    rf"((?:<(?:{RECORDERS}|ActionRepeat))*)(?:<TimeLimit)?(?:<OrderEnforcing|<PassiveEnvChecker|<[^<>]+<[^<>]+>+\Z)"
+    rf"((?:<(?:{RECORDERS}|ActionRepeat))*)(?:<(?:Patched)?TimeLimit)?(?:<OrderEnforcing|<PassiveEnvChecker|<[^<>]+<[^<>]+>+\Z)"
 )
 # Vector wrappers that leave observations and rewards alone, or that every model is given again
 TRANSPARENT = (VecCheckNan, VecMonitor, VecNormalize, VecTransposeImage, VecVideoRecorder)
@@ -55,6 +56,7 @@ def describe_env(env: VecEnv | None) -> dict[str, Any] | None:
     found = MADE_BY_ID.match(name)
     if env is None or found is None:
         return None
+    env_id = _id_elsewhere(env, "TimeLimit<" in found[0]) if _is_elsewhere(env) else _id_here(env)
     repeats = attributes_of(env, "steps_per_action") if "<ActionRepeat" in found[1] else [1]
     if not repeats:
         return None

@@ -118,6 +118,15 @@ def test_what_an_entry_point_wraps_belongs_to_the_id(kind: Any) -> None:
     env.close()
 
 
+@pytest.mark.parametrize("kind", [DummyVecEnv, FORKED])
+def test_the_time_limit_of_rl_zoo3_is_taken_for_gymnasiums(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gym.wrappers, "TimeLimit", type("PatchedTimeLimit", (TimeLimit,), {}))
+    env = kind([lambda: gym.make("Pendulum-v1")])
+    assert describe_env(env) == {"id": "Pendulum-v1", "action_repeat": 1}
+    assert describe_env(kind([lambda: gym.make("Pendulum-v1", max_episode_steps=5)])) is None
+    env.close()
+
+
 def test_vector_wrappers_that_change_what_is_seen_are_not_part_of_an_id() -> None:
     env = VecFrameStack(make_vec_env("Pendulum-v1"), 2)
     assert describe_env(env) is None and spec_to_make_again(env) is None
