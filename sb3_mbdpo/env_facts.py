@@ -56,12 +56,11 @@ def describe_env(env: VecEnv | None) -> dict[str, Any] | None:
     found = MADE_BY_ID.match(name)
     if env is None or found is None:
         return None
-    env_id = _id_elsewhere(env, "TimeLimit<" in found[0]) if _is_elsewhere(env) else _id_here(env)
     repeats = attributes_of(env, "steps_per_action") if "<ActionRepeat" in found[1] else [1]
     if not repeats:
         return None
     repeat = int(repeats[0])
-    env_id = _id_elsewhere(env, "<TimeLimit" in found[0], repeat) if _is_elsewhere(env) else _id_here(env)
+    env_id = _id_elsewhere(env, "TimeLimit<" in found[0], repeat) if _is_elsewhere(env) else _id_here(env)
     return {"id": env_id, "action_repeat": repeat} if env_id else None
 
 
