@@ -51,7 +51,7 @@ class MBDPO(CollectingAlgorithm, HubAlgorithm):
         paper's sizes, 1e-3 for the small models of the cpu preset
     :param buffer_size: Transitions kept for replay
     :param learning_starts: Random environment steps before the first update. None: max(1000, 5 L) for episodes of
-        length L, followed by ``warmup_updates``. With several tasks L is the sum of their lengths
+        length L, followed by ``warmup_updates``. With several tasks L is the sum over those that the environment plays
     :param batch_size: Windows per update. Preset (256)
     :param tau: Polyak step of the target critics and of the prior's value range (0.01). Values travel at about this
         rate per update: a larger one learns sooner and is less stable. Preset

@@ -309,8 +309,8 @@ class MultiTaskAlgorithm(ResumableAlgorithm):
                 episodes = random_episodes(inner, n_episodes, np.random.default_rng(self.seed))
             source, errors = self._nearest(tasks, wrapped, episodes)
         extended = self._with_new_statistics(extended, name, source, inner, episodes, n_episodes)
-        # Refuses a number of environments that it has no room for
         buffer = self._new_buffer(n_envs, extended.observation_space)
+        buffer.check_room()
         again = maker_of(env)
         # Nothing has changed so far, and nothing can fail from here on
         index = None if source is None else tasks.index(source)
