@@ -1,6 +1,7 @@
 """The part of MBDPO that acts while it collects: running plans, what is stored, and figures about the search."""
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbdpo.acting import PlanResult
 from sb3_mbdpo.arguments import check_arguments, check_finite, resolve_defaults
+from sb3_mbdpo.buffer_arrays import map_arrays
 from sb3_mbdpo.building import ARGUMENTS, current_arguments, follow_arguments
 from sb3_mbdpo.rehearsal import RehearsingAlgorithm
 
@@ -167,10 +169,32 @@ class CollectingAlgorithm(RehearsingAlgorithm):
             # `new_obs` is then what the next episode begins with
             if done and info.get("terminal_observation") is not None:
                 check_finite(info["terminal_observation"])
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        normalize = self._vec_normalize_env
+        raw: Any = new_obs if normalize is None else normalize.get_original_obs()
+        before: Any = self._last_obs if normalize is None else self._last_original_obs
+        reached = self._reached(raw, dones, infos)
+        rewards = reward if normalize is None else normalize.get_original_reward()
+        replay_buffer.add(before, reached, buffer_action, rewards, dones, infos)
+        self._last_obs = new_obs
+        if normalize is not None:
+            self._last_original_obs = raw
         self._restarts = np.array(dones, dtype=bool)
         if self._restarts.any():
             self._note_terminations(replay_buffer, infos)
+
+    def _reached(self, raw: Any, dones: np.ndarray, infos: list[dict[str, Any]]) -> Any:
+        """
+        Raw observations that a step led to: where an episode has ended, its last one. Stable-Baselines3 writes it into
+        integers before it undoes VecNormalize; here it is rounded after.
+        """
+        reached = map_arrays(np.array, raw)
+        for row, (done, info) in enumerate(zip(dones, infos, strict=True)):
+            last = info.get("terminal_observation")
+            if not done or last is None:
+                continue
+            last = last if self._vec_normalize_env is None else self._vec_normalize_env.unnormalize_obs(last)
+            map_arrays(partial(_write, row), reached, last)
+        return reached
 
     def _note_terminations(self, replay_buffer: ReplayBuffer, infos: list[dict[str, Any]]) -> None:
         """With the first termination the head for them joins in; a model without one says so, once."""
@@ -190,3 +214,10 @@ class CollectingAlgorithm(RehearsingAlgorithm):
                 "without one) cannot learn: train one with episodic=None, unless plans may go on past such ends.",
                 stacklevel=2,
             )
+
+
+def _write(row: int, target: np.ndarray, value: Any) -> None:
+    if np.issubdtype(target.dtype, np.integer):
+        limits = np.iinfo(target.dtype)
+        value = np.clip(np.rint(value), limits.min, limits.max)
+    target[row] = value

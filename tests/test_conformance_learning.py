@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -92,6 +93,38 @@ def test_going_on_after_a_callback_has_stopped(n_envs: int, normalised: bool, la
     assert (reached[..., :2] == first[None, :, :2]).all(), "no window crosses into another episode"
     steps = windows.masks[..., 0].cumsum(0)
     assert th.equal(reached[..., 2], first[None, :, 2] + steps), "nor the step that is missing"
+
+
+class Gauge(gym.Env):
+    """Observations of whole numbers."""
+
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def __init__(self, space: spaces.Box):
+        self.observation_space, self.step_count = space, 0
+
+    def _observed(self) -> np.ndarray:
+        return np.full(self.observation_space.shape, 17 * self.step_count + 3, self.observation_space.dtype)
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.step_count = 0
+        return self._observed(), {}
+
+    def step(self, action: Any) -> Any:
+        self.step_count += 1
+        return self._observed(), 0.0, False, self.step_count == 9, {}
+
+
+@pytest.mark.parametrize(("dtype", "high"), [(np.int64, 1000), (np.uint8, 255)])
+def test_last_observations_of_whole_numbers_under_vec_normalize(dtype: Any, high: int) -> None:
+    space = spaces.Box(0, high, (2,), dtype)
+    env = VecNormalize(DummyVecEnv([lambda: Gauge(space)]), clip_obs=1e6)
+    model = MBDPO("MlpPolicy", env, preset="debug", learning_starts=100, buffer_size=100, device="cpu").learn(30)
+    assert model.replay_buffer is not None
+    before, after = (
+        x[:30, 0].reshape(30, -1) for x in (model.replay_buffer.observations, model.replay_buffer.next_observations)
+    )
+    assert (after == before + 17).all()
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
