@@ -34,7 +34,8 @@ PRINTED_LAYERS = re.compile(r"[^<>]+")
 # of its own in the place of Gymnasium's
 RECORDERS = "Monitor|RecordEpisodeStatistics|RecordVideo|HumanRendering|RenderCollection"
 MADE_BY_ID = re.compile(
-    rf"((?:<(?:{RECORDERS}|ActionRepeat))*)(?:<(?:Patched)?TimeLimit)?(?:<OrderEnforcing|<PassiveEnvChecker|<[^<>]+<[^<>]+>+\Z)"
+    rf"((?:<(?:{RECORDERS}|ActionRepeat))*)(?:<(?:Patched)?TimeLimit)?"
+    r"(?:<OrderEnforcing|<PassiveEnvChecker|<[^<>]+<[^<>]+>+\Z)"
 )
 # Vector wrappers that leave observations and rewards alone, or that every model is given again
 TRANSPARENT = (VecCheckNan, VecMonitor, VecNormalize, VecTransposeImage, VecVideoRecorder)

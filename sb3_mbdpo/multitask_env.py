@@ -115,19 +115,15 @@ def flat_sizes(env: gym.Env) -> tuple[int, int]:
 
 def decisions_per_episode(env: gym.Env) -> int | None:
     """
-    Time limit in decisions: steps of the ``TimeLimit`` wrapper, divided by the repeats around it.
+    Time limit in decisions, of which :class:`~sb3_mbdpo.wrappers.ActionRepeat` makes the steps inside it.
 
     :param env: Environment
     :return: Decisions, None when the environment does not say
     """
-    repeat, layer = 1, env
-    while isinstance(layer, gym.Wrapper):
-        limit = getattr(layer, "_max_episode_steps", None)
-        if isinstance(layer, gym.wrappers.TimeLimit) and limit is not None:
-            return math.ceil(limit / repeat)
-        repeat *= layer.action_repeat if isinstance(layer, ActionRepeat) else 1
-        layer = layer.env
+    if env.has_wrapper_attr("_max_episode_steps"):
+        return cast("int | None", env.get_wrapper_attr("_max_episode_steps"))
     limit = getattr(env.spec, "max_episode_steps", None)
+    repeat = env.get_wrapper_attr("steps_per_action") if env.has_wrapper_attr("steps_per_action") else 1
     return None if limit is None else math.ceil(limit / repeat)
 
 

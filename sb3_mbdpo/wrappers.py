@@ -31,7 +31,10 @@ class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
 
         :raises AttributeError: if there is no time limit
         """
-        return math.ceil(self.env.get_wrapper_attr("_max_episode_steps") / self.action_repeat)
+        limit = self.env.get_wrapper_attr("_max_episode_steps")
+        if limit is None or not math.isfinite(limit):
+            raise AttributeError("There is no time limit.")
+        return math.ceil(limit / self.action_repeat)
 
     @property
     def steps_per_action(self) -> int:

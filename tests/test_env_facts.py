@@ -1,5 +1,6 @@
 """What is asked of environments, in this process and in others."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,11 @@ def test_both_kinds_of_vector_environment_say_the_same(kind: type[Any]) -> None:
     env.close()
 
 
+def unlimited(env: gym.Env) -> gym.Env:
+    env._max_episode_steps = math.inf  # type: ignore[attr-defined]
+    return env
+
+
 @pytest.mark.parametrize(
     ("wrap", "length"),
     [
@@ -55,8 +61,9 @@ def test_both_kinds_of_vector_environment_say_the_same(kind: type[Any]) -> None:
         (lambda env: ActionRepeat(ActionRepeat(env, 3), 2), 34),
         (lambda env: TimeLimit(ActionRepeat(env, 8), 10), 10),
         (lambda env: ActionRepeat(env.unwrapped, 8), None),
+        (lambda env: ActionRepeat(unlimited(env.unwrapped), 8), None),
     ],
-    ids=["once", "nested", "limited again", "without a limit"],
+    ids=["once", "nested", "limited again", "without a limit", "infinite"],
 )
 def test_episodes_are_as_long_as_they_are_for_who_decides(wrap: Callable[[gym.Env], gym.Env], length: int | None):
     env = DummyVecEnv([lambda: Monitor(wrap(gym.make("Pendulum-v1")))])
