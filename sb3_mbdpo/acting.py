@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_mbdpo.cuda_graphs import copied
 from sb3_mbdpo.encoders import Features
-from sb3_mbdpo.finite import not_finite
+from sb3_mbdpo.finite import require_finite
 from sb3_mbdpo.hardware import compiled
 from sb3_mbdpo.products import MIN_ROWS
 from sb3_mbdpo.ranks import ALONE, Ranks
@@ -291,10 +291,7 @@ class ActingPolicy(TaskPolicy):
         batch = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
         if batch == 0:
             raise ValueError("predict() needs at least one observation, got a batch of none.")
-        name = not_finite(observation=observation)
-        if name is not None:
-            # Its plan would be zeros, which look like any other
-            raise ValueError(f"predict() got a value that is not finite in its {name}: mend what it comes from.")
+        require_finite("predict", observation=observation)
         previous, restart = self.check_state(state, episode_start, batch)
         result = self.plan(obs, previous, restart, deterministic)
         action = self.to_env(result.action.cpu().numpy())

@@ -24,6 +24,19 @@ def not_finite(**parts: Any) -> str | None:
     return None
 
 
+def require_finite(caller: str, **parts: Any) -> None:
+    """
+    Refuse what would give a plan of zeros, which looks like any other.
+
+    :param caller: What was called, for the message
+    :param parts: Arrays or dicts of arrays, by name
+    :raises ValueError: naming the part that is not finite
+    """
+    name = not_finite(**parts)
+    if name is not None:
+        raise ValueError(f"{caller}() got a value that is not finite in its {name}: mend what it comes from.")
+
+
 def _finite_as_float32(values: np.ndarray) -> bool:
     with np.errstate(over="ignore"):
         return bool(np.isfinite(values.astype(np.float32, copy=False)).all())

@@ -6,6 +6,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from sb3_mbdpo.finite import require_finite
 from sb3_mbdpo.policies import MBDPOPolicy
 from sb3_mbdpo.search import SearchStep
 
@@ -55,8 +56,9 @@ def imagine(policy: MBDPOPolicy, observation: Observation, actions: np.ndarray) 
     :param actions: The plan in the environment's own units, [T, *action_shape] for one observation and
         [B, T, *action_shape] for a batch; any T from 1 on
     :return: What the model expects
-    :raises ValueError: if the shapes do not fit
+    :raises ValueError: if the shapes do not fit, or a value is not finite
     """
+    require_finite("imagine", observation=observation, actions=actions)
     policy.set_training_mode(False)
     obs, vectorized = policy.obs_to_tensor(observation)
     task = policy.tasks_of(obs)
@@ -101,10 +103,12 @@ def plan(
     :param return_trace: Return the denoising path as well
     :return: plan in the environment's own units, [H, *action_shape] for one observation and [B, H, *action_shape] for a
         batch; with ``return_trace`` the path too, always with its batch dimension
-    :raises ValueError: if shapes do not fit, or a path is wanted from a policy that does not search
+    :raises ValueError: if shapes do not fit, a value is not finite, or a path is wanted from a policy that does not
+        search
     """
     if return_trace and policy.act_mode != "search":
         raise ValueError(f'return_trace needs act_mode="search", this policy has act_mode={policy.act_mode!r}.')
+    require_finite("plan", observation=observation)
     policy.set_training_mode(False)
     obs, vectorized = policy.obs_to_tensor(observation)
     batch = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)

@@ -5,26 +5,29 @@ from typing import Any, ClassVar, cast
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim, is_image_space, preprocess_obs
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_mbdpo.acting import ActingPolicy
 from sb3_mbdpo.cuda_graphs import CudaGraphs
-from sb3_mbdpo.encoders import DictEncoder, Encoder, Features, FeaturesEncoder, PixelEncoder, StateEncoder, random_shift
+from sb3_mbdpo.encoders import Encoder, Features, random_shift
 from sb3_mbdpo.hardware import keep_freed_memory, resolve_dtype
 from sb3_mbdpo.optimizers import build_optimizers
-from sb3_mbdpo.presets import resolve_model_size, widths_of
+from sb3_mbdpo.policy_networks import (
+    SIZE_ARGUMENTS,
+    LayerSizes,
+    layer_sizes,
+    make_encoder,
+    make_extractor,
+    make_task_encoder,
+)
 from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.schedule import NoiseSchedule
 from sb3_mbdpo.search_config import SearchConfig, check_act_mode, warm_steps_of
-from sb3_mbdpo.task_checks import check_task_spaces
 from sb3_mbdpo.tasks import TaskSet
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
-
-# Arguments that override entries of the size table
-SIZE_ARGUMENTS = ("enc_dim", "num_enc_layers", "mlp_dim", "latent_dim", "n_critics", "num_channels")
 
 
 class MBDPOPolicy(ActingPolicy):
@@ -178,39 +181,23 @@ class MBDPOPolicy(ActingPolicy):
         # Calls that were captured on a GPU
         self.graphs = CudaGraphs()
         keep_freed_memory()
-        sizes = resolve_model_size(model_size)
-        sizes |= {name: value for name in SIZE_ARGUMENTS if (value := self._init_arguments[name]) is not None}
-        activation_fn = activation_fn or sizes["activation_fn"]
-        if not callable(activation_fn):
-            raise ValueError(f"activation_fn must be a class of modules, such as torch.nn.SiLU, got {activation_fn!r}.")
-        if any(True for _ in activation_fn().parameters()):
-            raise ValueError(
-                f"activation_fn must have no parameters (heads share it), {activation_fn.__name__} has some."
-            )
-        arch = widths_of(net_arch)
-        reads_images = self.image_encoder and not isinstance(observation_space, spaces.Dict)
-        if "encoder" in arch and reads_images and features_extractor_class is None:
-            raise ValueError('net_arch has widths of an "encoder", images are read by convolutions: use num_channels.')
-        encoder_widths = arch.get("encoder", [sizes["enc_dim"]] * max(sizes["num_enc_layers"] - 1, 1))
-        extractor = None
-        if features_extractor_class is None and features_extractor_kwargs:
-            raise ValueError(
-                f"features_extractor_kwargs ({sorted(features_extractor_kwargs)}) are those of a "
-                "features_extractor_class: pass one, or use net_arch, latent_dim, enc_dim, num_channels."
-            )
-        if features_extractor_class is not None:
-            extractor_kwargs = dict(features_extractor_kwargs or {})
-            if not normalize_images and issubclass(features_extractor_class, (NatureCNN, CombinedExtractor)):
-                # As Stable-Baselines3's own models tell its own extractors
-                extractor_kwargs["normalized_image"] = True
-            extractor = features_extractor_class(observation_space, **extractor_kwargs)
+        sizes = layer_sizes(
+            model_size,
+            net_arch,
+            activation_fn,
+            {name: self._init_arguments[name] for name in SIZE_ARGUMENTS},
+            self.image_encoder and not isinstance(observation_space, spaces.Dict) and features_extractor_class is None,
+        )
+        extractor = make_extractor(
+            features_extractor_class, features_extractor_kwargs, observation_space, normalize_images
+        )
         task_dim = 0 if self.task_set is None else task_embedding_dim
         self.world_model = WorldModel(
-            self._make_encoder(encoder_widths, sizes, simnorm_dim, activation_fn, extractor, task_dim),
-            sizes["latent_dim"],
+            self._make_encoder(sizes, simnorm_dim, extractor, task_dim),
+            sizes.latent_dim,
             get_action_dim(action_space),
-            arch.get("heads", [sizes["mlp_dim"]] * 2),
-            sizes["n_critics"],
+            sizes.heads,
+            sizes.n_critics,
             horizon,
             num_bins,
             vmin,
@@ -225,7 +212,7 @@ class MBDPOPolicy(ActingPolicy):
             with_score=with_score,
             with_energy=with_energy,
             tasks=None if self.task_set is None else TaskSpec([t.action_dim for t in self.task_set], task_dim),
-            activation_fn=activation_fn,
+            activation_fn=sizes.activation_fn,
         )
         self.register_tasks(self.task_set)
         # A float tensor in the state_dict: a policy loaded elsewhere knows whether its task terminates
@@ -238,45 +225,15 @@ class MBDPOPolicy(ActingPolicy):
     # --- construction -------------------------------------------------------------------------------------------
 
     def _make_encoder(
-        self,
-        widths: list[int],
-        sizes: dict[str, Any],
-        simnorm_dim: int,
-        activation_fn: type[nn.Module],
-        extractor: BaseFeaturesExtractor | None,
-        task_dim: int = 0,
+        self, sizes: LayerSizes, simnorm_dim: int, extractor: BaseFeaturesExtractor | None, task_dim: int
     ) -> Encoder:
-        latent_dim, space = sizes["latent_dim"], self.observation_space
-        if self.task_set is not None:
-            check_task_spaces(self.task_set, space, self.action_space)
-            if extractor is not None:
-                raise ValueError("features_extractor_class does not go with tasks: leave it out.")
-            width = self.task_set.observation_dim
-            return StateEncoder(width, widths, latent_dim, simnorm_dim, task_dim, activation_fn)
+        if self.task_set is None:
+            kind = "images" if self.image_encoder else "dicts" if self.dict_encoder else "vectors"
+            return make_encoder(self.observation_space, kind, sizes, simnorm_dim, self.normalize_images, extractor)
         if extractor is not None:
-            return FeaturesEncoder(extractor, widths, latent_dim, simnorm_dim, activation_fn=activation_fn)
-        if isinstance(space, spaces.Dict):
-            return DictEncoder(
-                space,
-                widths,
-                sizes["num_channels"],
-                latent_dim,
-                simnorm_dim,
-                activation_fn=activation_fn,
-                normalized_images=not self.normalize_images,
-            )
-        if self.dict_encoder:
-            raise ValueError(
-                f"MultiInputPolicy needs Dict observations, got {space}: use CnnPolicy for images, else MlpPolicy."
-            )
-        if self.image_encoder:
-            if not is_image_space(space, check_channels=False, normalized_image=not self.normalize_images):
-                raise ValueError(
-                    f"CnnPolicy needs image observations (uint8, 0 to 255, three dimensions), got {space}; "
-                    "use MlpPolicy for vectors, or pass policy_kwargs=dict(normalize_images=False) for float images."
-                )
-            return PixelEncoder(cast(tuple[int, ...], space.shape), sizes["num_channels"], latent_dim, simnorm_dim)
-        return StateEncoder(get_flattened_obs_dim(space), widths, latent_dim, simnorm_dim, activation_fn=activation_fn)
+            raise ValueError("features_extractor_class does not go with tasks: leave it out.")
+        action_space = cast(spaces.Box, self.action_space)
+        return make_task_encoder(self.task_set, self.observation_space, action_space, sizes, simnorm_dim, task_dim)
 
     def rebuild_optimizers(self, lr_schedule: Schedule) -> None:
         """

@@ -75,6 +75,19 @@ def test_a_plan_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         imagine(make_policy(), observations(VECTOR, 3), np.zeros(shape))
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_what_is_not_finite_is_refused(value: float) -> None:
+    policy, obs, actions = make_policy(), observations(VECTOR, 3), np.zeros((3, 5, 2))
+    broken, leap = obs.copy(), actions.copy()
+    broken[1, 0], leap[2, 4, 1] = value, value
+    with pytest.raises(ValueError, match=r"imagine\(\) got a value that is not finite in its actions"):
+        imagine(policy, obs, leap)
+    with pytest.raises(ValueError, match=r"imagine\(\) got a value that is not finite in its observation"):
+        imagine(policy, broken, actions)
+    with pytest.raises(ValueError, match=r"plan\(\) got a value that is not finite in its observation"):
+        plan(policy, broken)
+
+
 @pytest.mark.parametrize("act_mode", ["search", "score", "prior"])
 def test_plan_is_what_predict_begins(act_mode: str) -> None:
     policy = make_policy(VECTOR, UNEVEN, act_mode=act_mode)

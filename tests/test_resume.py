@@ -1,6 +1,5 @@
 """A run that was stopped, saved and taken up in a new process is, bit for bit, the run that went on."""
 
-import multiprocessing
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_mbdpo import MBDPO
 from tests.fakes import IMAGE, MIXED, VECTOR, ToyEnv, flat_parameters, toy_envs
+from tests.processes import CONTEXT
 
-TOTAL = 48
+TOTAL = 40
 # Policy, observations, environments, whether episodes terminate, steps before the stop. Episodes last 5 to 8 steps and
 # 12 steps are random, so that a stop falls amid an episode, and once amid the random steps.
 CASES: dict[str, tuple[str, spaces.Space, int, bool, int]] = {
@@ -111,9 +111,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[s
         rows = logged(stopped)
         stopped.learn(TOTAL - CASES[case][-1], reset_num_timesteps=False, log_interval=1)
         results[case]["stopped"] = outcome(stopped, rows)
-    process = multiprocessing.get_context("spawn").Process(
-        target=go_on, args=({case: str(folder) for case, folder in folders.items()},)
-    )
+    process = CONTEXT.Process(target=go_on, args=({case: str(folder) for case, folder in folders.items()},))
     process.start()
     process.join()
     assert process.exitcode == 0
