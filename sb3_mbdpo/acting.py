@@ -44,6 +44,14 @@ class PlanResult(NamedTuple):
     task: th.Tensor | None = None
 
 
+def batch_of(obs: PyTorchObs) -> int:
+    """
+    :param obs: A batch of observations, or a dict of such
+    :return: How many there are; none in a dict without keys
+    """
+    return len(next(iter(obs.values()), ())) if isinstance(obs, dict) else len(obs)
+
+
 class ActingPolicy(TaskPolicy):
     """
     The part of the policies that acts with a world model: planning lives here, so that a policy saved alone acts like
@@ -249,7 +257,7 @@ class ActingPolicy(TaskPolicy):
         return th.randn(shape, generator=self.generator, device=self.generator.device)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        batch = len(next(iter(observation.values()))) if isinstance(observation, dict) else len(observation)
+        batch = batch_of(observation)
         cold = th.zeros(batch, *self.plan_shape, device=self.device)
         restart = th.ones(batch, dtype=th.bool, device=self.device)
         return self.plan(observation, cold, restart, deterministic).action
@@ -288,7 +296,7 @@ class ActingPolicy(TaskPolicy):
             )
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
-        batch = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+        batch = batch_of(obs)
         if batch == 0:
             raise ValueError("predict() needs at least one observation, got a batch of none.")
         require_finite("predict", observation=observation)

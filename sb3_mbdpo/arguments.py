@@ -48,6 +48,8 @@ COUNTS = (
     # As many updates as there were environment steps: -1
     ("gradient_steps", -1),
 )
+# Written as 1e4 by some, as Stable-Baselines3 lets them
+COUNTS_OF_STEPS = ("learning_starts", "warmup_updates")
 # What may still be None once the preset has decided the rest: see _apply_episode_rules
 DECIDED_BY_RULE = ("learning_starts", "warmup_updates", "gamma")
 # Attributes of Stable-Baselines3 that are called otherwise than their arguments
@@ -117,6 +119,10 @@ def resolve_defaults(model: MBDPO) -> None:
 
 
 def _check_numbers(model: MBDPO) -> None:
+    for name in COUNTS_OF_STEPS:
+        value = getattr(model, name)
+        if isinstance(value, float) and value.is_integer():
+            setattr(model, name, int(value))
     for name, least in COUNTS:
         value = getattr(model, KEPT_AS.get(name, name))
         if value is None and name in DECIDED_BY_RULE:

@@ -7,7 +7,7 @@ masked rather than the window being rejected, so short episodes and last steps a
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -17,6 +17,9 @@ from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbdpo.buffer_arrays import Array, map_arrays, sampled_dtype, take, take_observations
+
+if TYPE_CHECKING:
+    from sb3_mbdpo.resuming import ResumableAlgorithm
 
 # The arrays of the ring, each of shape [buffer_size, n_envs, ...], that a device mirror holds.
 _STORED = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
@@ -339,12 +342,12 @@ class DictSequenceReplayBuffer(SequenceReplayBuffer, DictReplayBuffer):  # type:
     _dict_observations = True
 
 
-def check_buffer(loaded: Any, present: SequenceReplayBuffer) -> SequenceReplayBuffer:
+def check_buffer(loaded: Any, model: ResumableAlgorithm) -> SequenceReplayBuffer:
     """
     Check that a buffer from a file can take the place of an algorithm's own.
 
     :param loaded: What the file held
-    :param present: The algorithm's own
+    :param model: The algorithm
     :return: The loaded one
     :raises ValueError: naming what differs
     """
@@ -354,7 +357,7 @@ def check_buffer(loaded: Any, present: SequenceReplayBuffer) -> SequenceReplayBu
             "DictSequenceReplayBuffer, saved by save_replay_buffer()."
         )
     for name in ("horizon", "n_envs", "observation_space", "action_space"):
-        found, wanted = getattr(loaded, name), getattr(present, name)
+        found, wanted = getattr(loaded, name), getattr(model, name)
         if found != wanted:
             raise ValueError(
                 f"The replay buffer in the file has {name}={found}, the model has {wanted}: "

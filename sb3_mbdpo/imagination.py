@@ -6,6 +6,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from sb3_mbdpo.acting import batch_of
 from sb3_mbdpo.finite import require_finite
 from sb3_mbdpo.policies import MBDPOPolicy
 from sb3_mbdpo.search import SearchStep
@@ -111,7 +112,7 @@ def plan(
     require_finite("plan", observation=observation)
     policy.set_training_mode(False)
     obs, vectorized = policy.obs_to_tensor(observation)
-    batch = len(next(iter(obs.values()))) if isinstance(obs, dict) else len(obs)
+    batch = batch_of(obs)
     steps: list[SearchStep] = []
     previous, restart = policy.check_state(state, episode_start, batch)
     result = policy.plan(obs, previous, restart, deterministic, steps if return_trace else None)

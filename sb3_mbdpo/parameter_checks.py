@@ -1,6 +1,6 @@
 """Whether parameters are a model's own: names, shapes, and groups of optimizers, compared before anything is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch as th
@@ -12,12 +12,16 @@ if TYPE_CHECKING:
 SHOWN = 3
 
 
+class ParameterMismatchError(ValueError, RuntimeError):
+    """Parameters of another model; PyTorch, and with it Stable-Baselines3, has a RuntimeError for them."""
+
+
 def check_parameters(model: "ResumableAlgorithm", params: Mapping[str, Any], exact_match: bool) -> None:
     """
     :param model: Algorithm
     :param params: What its ``get_parameters`` gives, or part of it
     :param exact_match: Whether everything the model has must be there
-    :raises ValueError: naming what belongs to another model
+    :raises ValueError: naming what belongs to another model; a :class:`ParameterMismatchError` where its tensors do
     """
     names = set(model._get_torch_save_params()[0])
     if unknown := sorted(name for name in params if _part(model, name) is None):
@@ -29,15 +33,20 @@ def check_parameters(model: "ResumableAlgorithm", params: Mapping[str, Any], exa
         )
     for name, found in params.items():
         own = _part(model, name)
+        apart: list[str] = []
         if isinstance(own, th.optim.Optimizer):
             differing = _differing_state(found, own)
         else:
-            differing = _differing(found, own.state_dict(), exact_match)
+            differing, apart = _differing(found, own.state_dict())
         if differing:
-            more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-            raise ValueError(
+            raise ParameterMismatchError(
                 "These parameters belong to a model of other sizes: horizon, model_size, policy_kwargs and spaces must "
-                f"be those that it was saved with. What differs in {name}: {', '.join(differing[:SHOWN])}{more}."
+                f"be those that it was saved with. What differs in {name}: {_listed(differing)}."
+            )
+        if apart and exact_match:
+            raise ParameterMismatchError(
+                f"{name} of the model and these parameters do not have the same tensors: {_listed(apart)}. Pass those "
+                "of a model with the same arguments, or exact_match=False to take the tensors that both have."
             )
 
 
@@ -48,11 +57,17 @@ def _part(model: "ResumableAlgorithm", name: str) -> Any:
         return None
 
 
-def _differing(found: Mapping[str, th.Tensor], own: Mapping[str, th.Tensor], exact_match: bool) -> list[str]:
-    """Names of tensors that one side lacks, where that matters, or that have another shape."""
-    both = found.keys() & own.keys()
-    apart = found.keys() ^ own.keys() if exact_match else set()
-    return sorted(apart | {name for name in both if found[name].shape != own[name].shape})
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _differing(found: Mapping[str, th.Tensor], own: Mapping[str, th.Tensor]) -> tuple[list[str], list[str]]:
+    """Tensors that have another shape, and those that one side lacks."""
+    shaped = sorted(name for name in found.keys() & own.keys() if found[name].shape != own[name].shape)
+    missing = [f"{name} is missing" for name in sorted(own.keys() - found.keys())]
+    unknown = [f"{name} is not the model's" for name in sorted(found.keys() - own.keys())]
+    return shaped, missing + unknown
 
 
 def _differing_state(found: Mapping[str, Any], own: th.optim.Optimizer) -> list[str]:

@@ -38,8 +38,10 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
     """
 
     policy: MBDPOPolicy
-    replay_buffer: SequenceReplayBuffer | None
+    # Users take it away to save memory, by None or del
+    replay_buffer: SequenceReplayBuffer | None = None
     act_mode: str
+    horizon: int | None
     encoder_lr_scale: float
     episodic: bool | None
     task_sampling: str
@@ -57,9 +59,9 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
         """
         super().set_random_seed(seed)
         if seed is not None and getattr(self, "policy", None) is not None:
-            assert self.replay_buffer is not None
             self.policy.seed(seed)
-            self.replay_buffer.seed(seed)
+            if self.replay_buffer is not None:
+                self.replay_buffer.seed(seed)
 
     def _follow_arguments(self) -> None:
         """What was set on the model since it was built takes effect; ``act_mode`` may be set on the policy."""
@@ -93,7 +95,8 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
 
     def _give_running_plans(self) -> None:
         """Put the running plans into the replay buffer, which is about to be saved."""
-        assert self.replay_buffer is not None, "The replay buffer is not defined"
+        if self.replay_buffer is None:
+            return
         self.replay_buffer.running_plans = None
         if self._plans is not None and self._restarts is not None:
             self.replay_buffer.running_plans = (self._plans, self._restarts)
@@ -158,10 +161,9 @@ class ResumableAlgorithm(OffPolicyAlgorithm):
             buffer then stays
         """
         present = self.replay_buffer
-        assert present is not None
         try:
             super().load_replay_buffer(path, truncate_last_traj)
-            loaded = check_buffer(self.replay_buffer, present)
+            loaded = check_buffer(self.replay_buffer, self)
             if isinstance(loaded, MultiTaskReplayBuffer):
                 loaded.set_task_sampling(self.task_sampling)
         finally:

@@ -33,6 +33,11 @@ def test_counts_are_whole_numbers_from_a_least_one_on(name: str, least: int) -> 
             make(**{name: value})
 
 
+def test_steps_may_be_written_as_powers_of_ten() -> None:
+    model = make(learning_starts=1e1, warmup_updates=2.0)
+    assert (model.learning_starts, model.warmup_updates) == (10, 2) and type(model.learning_starts) is int
+
+
 @pytest.mark.parametrize(("name", "low", "high"), RANGES)
 def test_numbers_are_kept_in_their_range(name: str, low: float, high: float) -> None:
     beyond = [math.inf] if high < math.inf else []

@@ -379,20 +379,57 @@ def test_refused_parameters_leave_the_model_as_it_was(trained: MBDPO) -> None:
     policy = trained.policy.state_dict()
     groups = trained.policy.optimizer.state_dict()
     moments = {0: {"exp_avg": th.zeros(7)}}
-    for name, wrong in (
-        ("policy", policy | {last: th.zeros(7)}),
-        ("policy", {name: value for name, value in policy.items() if name != last}),
-        ("policy.optimizer", groups | {"param_groups": groups["param_groups"][:1]}),
-        ("policy.optimizer", groups | {"state": moments}),
+    sizes = "a model of other sizes.*What differs in"
+    for name, wrong, words in (
+        ("policy", policy | {last: th.zeros(7)}, f"{sizes} policy: {last}"),
+        ("policy", {name: value for name, value in policy.items() if name != last}, f"same tensors: {last} is missing"),
+        ("policy", policy | {"more": th.zeros(7)}, r"same tensors: more is not the model's\..*exact_match=False"),
+        ("policy.optimizer", groups | {"param_groups": groups["param_groups"][:1]}, f"{sizes} policy.optimizer: "),
+        ("policy.optimizer", groups | {"state": moments}, f"{sizes} policy.optimizer: "),
     ):
-        with pytest.raises(ValueError, match=rf"a model of other sizes.*What differs in {name}: "):
-            other.set_parameters(trained.get_parameters() | {name: wrong})
+        # Stable-Baselines3 raises PyTorch's RuntimeError
+        for kind in (ValueError, RuntimeError):
+            with pytest.raises(kind, match=words):
+                other.set_parameters(trained.get_parameters() | {name: wrong})
         assert all((value == before[key]).all() for key, value in other.policy.state_dict().items())
         assert other.policy.prior_optimizer.state_dict()["state"] == {}
     for names, words in ((["policy", "nothing"], "invalid object name"), (["policy"], "pass all of them")):
         with pytest.raises(ValueError, match=words):
             other.set_parameters(dict.fromkeys(names, policy))
         assert all((value == before[key]).all() for key, value in other.policy.state_dict().items())
+
+
+def test_a_part_of_the_parameters_is_taken_where_that_is_asked_for(trained: MBDPO) -> None:
+    other = make(toy_envs(1), policy_kwargs=trained.policy_kwargs, seed=5)
+    last = "world_model.prior_scale"
+    kept = other.policy.state_dict()[last].clone()
+    part = {name: value for name, value in trained.policy.state_dict().items() if name != last}
+    other.set_parameters({"policy": part}, exact_match=False)
+    found = other.policy.state_dict()
+    assert th.equal(found.pop(last), kept) and all(th.equal(value, part[name]) for name, value in found.items())
+
+
+@pytest.mark.parametrize("gone", ["none", "deleted"])
+def test_a_model_whose_replay_buffer_was_taken_away(gone: str, tmp_path: Path) -> None:
+    model = make(toy_envs(1), seed=0).learn(20)
+    model.save_replay_buffer(tmp_path / "buffer")
+    size = model.replay_buffer.size()  # type: ignore[union-attr]
+    if gone == "none":
+        model.replay_buffer = None
+    else:
+        del model.replay_buffer
+    model.set_random_seed(1)
+    model.save(tmp_path / "model", include=["replay_buffer"])
+    with pytest.raises(AssertionError, match="The replay buffer is not defined"):
+        model.save_replay_buffer(tmp_path / "nothing")
+    make(toy_envs(2)).save_replay_buffer(tmp_path / "other")
+    with pytest.raises(ValueError, match="n_envs=2, the model has 1"):
+        model.load_replay_buffer(tmp_path / "other")
+    assert model.replay_buffer is None
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert model.replay_buffer is not None and model.replay_buffer.size() == size
+    model.learn(4, reset_num_timesteps=False)
+    assert model.replay_buffer.size() == size + 4
 
 
 def test_running_state_stays_out_of_the_file(trained: MBDPO, tmp_path: Path) -> None:

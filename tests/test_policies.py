@@ -152,6 +152,8 @@ def test_scaled_actions_reach_both_bounds() -> None:
 def test_a_batch_of_none_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one observation"):
         make_policy(VECTOR).predict(np.zeros((0, 3), np.float32))
+    with pytest.raises(ValueError, match="at least one observation"):
+        make_policy(spaces.Dict({"speed": VECTOR})).predict({})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
