@@ -42,7 +42,8 @@ def _finetune_parser() -> argparse.ArgumentParser:
         prog="mbdpo finetune",
         description="Go on learning in an environment: as a new task of a multi-task model, as one that it knows, or "
         "as the task of a single-task model. Updates begin after an episode, or after the steps of `--set "
-        "learning_starts=N`. Prints the scores of all tasks with an environment before and after.",
+        "learning_starts=N`. Prints the scores of all tasks with an environment before and after. A checkpoint of an "
+        "interrupted run goes on as a model that knows its task, --model CHECKPOINT --task NAME.",
     )
     parser.add_argument(
         "--model",
@@ -74,7 +75,7 @@ def _finetune_parser() -> argparse.ArgumentParser:
         metavar="DECAY",
         help="act with a moving average of the weights, and save it: 0.998 averages over the last 500 updates",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what --save holds, once done")
+    parser.add_argument("--overwrite", action="store_true", help="replace what --save holds, once something is saved")
     add_shared_arguments(parser, steps=40_000, steps_are="environment steps")
     return parser
 
@@ -99,14 +100,16 @@ def finetune(argv: Sequence[str] | None = None) -> int:
 def _finetune(args: argparse.Namespace) -> int:
     path, source = target_file(args.save), _source(args.model)
     if path.exists() and not args.overwrite:
-        raise ArgumentsError(f"{path} exists: pass another --save, or --overwrite to replace it once done.")
+        raise ArgumentsError(
+            f"{path} exists: pass another --save, or --overwrite to replace it once something is saved."
+        )
     with before_learning():
         check_device(args.device)
         model = _opened(source, args)
         is_new = _give_env(model, args)
     before = _scores(model, args)
     fresh_start = is_new or _begin_anew(model, args)
-    stop = StopWhenAsked(str(path))
+    stop = StopWhenAsked(str(path), args.checkpoint_every)
     callbacks: list[BaseCallback] = [stop] if args.average_weights is None else [stop, args.average_weights]
 
     def learn() -> None:

@@ -127,6 +127,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser, steps: int, steps_are:
     """
     parser.add_argument("--steps", type=positive, default=steps, help=f"{steps_are} (default: {steps:,})")
     parser.add_argument("--save", required=True, metavar="PATH", help="where the model goes")
+    parser.add_argument("--checkpoint-every", type=positive, metavar="STEPS", help="save it every so many steps too")
     parser.add_argument(
         "--eval-episodes", type=not_negative, default=5, metavar="N", help="episodes of each task (5); 0: no evaluation"
     )

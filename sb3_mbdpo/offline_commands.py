@@ -72,7 +72,6 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     parser.add_argument("--task-sampling", choices=TASK_SAMPLINGS, help="how tasks share a batch")
     parser.add_argument("--observation-dim", type=positive, help="width of observations, with room for later tasks")
     parser.add_argument("--action-dim", type=positive, help="number of actions, with room for later tasks")
-    parser.add_argument("--checkpoint-every", type=positive, metavar="STEPS", help="save every so many steps")
     resume = parser.add_mutually_exclusive_group()
     resume.add_argument("--resume", action="store_true", help="go on from what --save holds, up to --steps")
     resume.add_argument(

@@ -342,6 +342,32 @@ def test_checkpoints_stand_when_something_fails(tmp_path: Path, monkeypatch: pyt
     assert MBDPO.load(path, device="cpu").num_timesteps == 4
 
 
+@pytest.mark.parametrize("more", [[], ["--average-weights", "0.9"]])
+def test_fine_tuning_leaves_checkpoints_to_go_on_from(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several, path, step = trained(tmp_path / "several"), tmp_path / "tuned.zip", StopWhenAsked._on_step
+    seen = []
+
+    def full(self: StopWhenAsked) -> bool:
+        if self.num_timesteps == 7:
+            raise OSError("the disk is full")
+        seen.append(flat_parameters(self.model.policy).clone())
+        return step(self)
+
+    arguments = ["--steps", "9", "--eval-episodes", "0", "--device", "cpu", "--verbose", "0", "--save", str(path)]
+    arguments += ["--checkpoint-every", "3", "--set", "learning_starts=2"]
+    new = ["--env", "Pendulum-v1", "--name", "third", "--like", "fast"]
+    with monkeypatch.context() as patch:
+        patch.setattr(StopWhenAsked, "_on_step", full)
+        assert finetune(["--model", str(several), *new, *arguments, *more]) == 1
+    model = MBDPO.load(path, device="cpu")
+    assert model.num_timesteps == 6 and model.tasks is not None and "third" in model.tasks
+    assert th.equal(flat_parameters(model.policy), seen[5]), "what acted then"
+    assert finetune(["--model", str(path), "--task", "third", "--overwrite", *arguments]) == 0
+    assert MBDPO.load(path, device="cpu").num_timesteps == 9
+
+
 # --- what cannot work -----------------------------------------------------------------------------------------------
 
 
