@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_mbdpo import MBDPO
 from tests.benchmarks import acting, arithmetic, clock, environments, learning, shards, speed
@@ -148,6 +149,20 @@ def test_tiny_study(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert learning.main(["--plot-only", "--out", str(tmp_path)]) == 0
     assert "mean return over seeds" in capfd.readouterr().out
     assert len(learning.read_table(tmp_path, learning.EVALUATIONS)) == 3
+
+
+def test_a_study_can_average_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def learn(self: MBDPO, steps: int, callback: list[BaseCallback]) -> MBDPO:
+        seen.append([type(one).__name__ for one in callback])
+        return self
+
+    monkeypatch.setattr(MBDPO, "learn", learn)
+    for more in ({}, {"average_weights": 0.9}):
+        settings = learning.Settings("mbdpo", "Pendulum-v1", {"preset": "debug"} | more, 1, 10, 1, 1, "cpu")
+        learning.train(settings, "mbdpo", 0, 10, tmp_path)
+    assert seen == [["RecordLearning"], ["WeightAveraging", "RecordLearning"]]
 
 
 @pytest.mark.slow

@@ -34,6 +34,8 @@ ALGOS = {"mbdpo": "sb3_mbdpo.MBDPO", "sac": "stable_baselines3.SAC", "tqc": "sb3
 PACKAGES = ("sb3-mbdpo", "stable_baselines3", "sb3_contrib", "rl_zoo3", "torch", "gymnasium", "mujoco", "dm_control")
 ROOT = Path(__file__).resolve().parents[2]
 EVALUATIONS, EPISODES, STUDY, PICTURE = "evaluations.csv", "episodes.csv", "study.json", "learning.png"
+# Given like an argument of the constructor, but a callback's
+AVERAGING = "average_weights"
 COMMON = ["label", "algo", "task", "seed", "step", "train_seconds"]
 TIMES = ["cpu_seconds", "eval_seconds", "n_updates"]
 FIELDS = {
@@ -49,7 +51,7 @@ class Settings:
 
     :param algo: Key of ``ALGOS``
     :param task: Name that ``environments.make`` understands
-    :param kwargs: Constructor arguments, as YAML gave them
+    :param kwargs: Constructor arguments, as YAML gave them; ``average_weights`` is WeightAveraging's decay
     :param n_envs: Training environments
     :param eval_every: Environment steps between evaluations
     :param eval_episodes: Episodes per evaluation, each from its own fixed seed and in its own environment
@@ -120,6 +122,7 @@ def train(settings: Settings, label: str, seed: int, steps: int, out: Path) -> N
     from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.vec_env import DummyVecEnv
 
+    from sb3_mbdpo import WeightAveraging
     from tests.benchmarks import environments
 
     def vector(n_envs: int) -> DummyVecEnv:
@@ -195,7 +198,10 @@ def train(settings: Settings, label: str, seed: int, steps: int, out: Path) -> N
     env = vector(settings.n_envs)
     own = environments.resolve_kwargs(settings.kwargs, int(np.prod(env.action_space.shape or ())))
     kwargs = {"policy": "MlpPolicy", "device": settings.device} | own
-    algorithm(env=env, seed=seed, **kwargs).learn(steps, callback=RecordLearning())
+    decay = kwargs.pop(AVERAGING, None)
+    # Before the one that evaluates, so that it sees the average
+    averaging = [] if decay is None else [WeightAveraging(decay)]
+    algorithm(env=env, seed=seed, **kwargs).learn(steps, callback=[*averaging, RecordLearning()])
 
 
 def prepare(out: Path, labels: dict[str, Settings], seeds: list[int], steps: int) -> list[tuple[str, int]]:
@@ -337,7 +343,11 @@ def plot(rows: pd.DataFrame, path: Path, threshold: float | None = None, episode
             mean = group.groupby("step", as_index=False)[["train_seconds", "return_mean"]].mean()
             seeds = group["seed"].nunique()
             panel.plot(
-                mean[column], mean["return_mean"], color=f"C{i}", linewidth=2.5, label=f"{label} ({seeds} seeds)"
+                mean[column],
+                mean["return_mean"],
+                color=f"C{i}",
+                linewidth=2.5,
+                label=f"{label} ({seeds} seed{'s' * (seeds != 1)})",
             )
             if episodes is not None:
                 tried = episodes[episodes["label"] == label]
@@ -399,7 +409,7 @@ def main(argv: list[str] | None = None) -> int:
         action="extend",
         default=[],
         metavar="ALGO:KEY=VALUE,...",
-        help="constructor arguments, YAML",
+        help="constructor arguments, YAML; average_weights=DECAY: learn with WeightAveraging",
     )
     add("--label", nargs="+", action="extend", default=[], metavar="ALGO=NAME", help="name of an algorithm's curve")
     add("--seeds", type=int, nargs="+", default=[0])
