@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 # What makes the commands of the first example small
 SHORT = {
-    "train": "-n 80 --eval-freq 40 --eval-episodes 1 -params preset:'debug' learning_starts:40 warmup_updates:1",
+    "train": "-n 80 --eval-freq 40 --eval-episodes 1 "
+    "-params preset:'debug' act_mode:'prior' learning_starts:40 warmup_updates:1",
     "report": "-n 1",
     "enjoy": "--n-timesteps 20",
     "video": "--n-timesteps 20",
@@ -78,7 +79,11 @@ def test_from_the_hub_to_a_new_task() -> None:
     pytest.importorskip("dm_control")
     code = example("From the Hub to a task", "python")
     assert len(code.strip().splitlines()) <= 5
-    printed = run(ROOT, "-c", shortened(code, ("10_000", "20"), ("names=", "n_eval_episodes=1, names=")))
+    printed = run(
+        ROOT,
+        "-c",
+        shortened(code, ("10_000", "20"), ("{", '{"act_mode": "prior", '), ("names=", "n_eval_episodes=1, names=")),
+    )
     assert "walker-run" in printed
 
 
