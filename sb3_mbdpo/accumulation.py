@@ -58,7 +58,7 @@ class AccumulatingLearner(Learner):
             metrics |= self._step_prior(parts)
         if self.policy.score_optimizer is not None and index % self.score_interval == 0:
             metrics |= self._step_score(self.policy.score_optimizer, parts)
-        self.follow()
+        self.finish()
         return metrics
 
     def _step_world_model(self, samples: SequenceSamples, index: int) -> tuple[Metrics, list[Part]]:

@@ -112,7 +112,10 @@ class ActingPolicy(TaskPolicy):
         return self._generator
 
     def _shared_noise(self) -> SearchNoise:
-        """Of deterministic searches. Rows share it: a plan must not depend on how many observations came with it."""
+        """
+        Of deterministic searches: always the same, the two critics that value plans included. Rows share it: a plan
+        must not depend on how many observations came with it.
+        """
         if self._deterministic_noise is not None:
             config, noise = self._deterministic_noise
             if config == self.search_config and noise.candidates.device == self.device:

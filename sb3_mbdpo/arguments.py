@@ -136,6 +136,9 @@ def _check_numbers(model: MBDPO) -> None:
         if not isinstance(value, numbers.Real) or not low <= float(value) <= high:
             limit = f"between {low:g} and {high:g}" if high == 1 else f"a number of at least {low:g}"
             raise ValueError(f"{name} must be {limit}, got {value!r}.")
+    rate = model.learning_rate
+    if not callable(rate) and not (isinstance(rate, numbers.Real) and 0 <= rate < math.inf):
+        raise ValueError(f"learning_rate must be a number of at least 0, or a schedule, got {rate!r}.")
     if model.max_grad_norm == 0:
         raise ValueError("max_grad_norm=0 clips every gradient to nothing: pass more, or math.inf for no clipping.")
 

@@ -78,7 +78,16 @@ FIXED = (
     "episodic",
 )
 # What else can be changed at any time
-FOLLOWED = ("gamma", "exploration_noise", "act_mode", "warm_denoising_steps", "behaviour_coef", "task_sampling")
+FOLLOWED = (
+    "gamma",
+    "exploration_noise",
+    "act_mode",
+    "warm_denoising_steps",
+    "behaviour_coef",
+    "task_sampling",
+    "learning_rate",
+    "train_freq",
+)
 ARGUMENTS = tuple(dict.fromkeys((*OF_SEARCH, *OF_LEARNER, *COEFFICIENTS.values(), *FOLLOWED, *FIXED)))
 _read: Callable[[Any], tuple[Any, ...]] = attrgetter(*ARGUMENTS)
 
@@ -150,6 +159,11 @@ def follow_arguments(model: "MBDPO", changed: Collection[str]) -> None:
             setattr(learner, name, getattr(model, name))
     if "task_sampling" in changed:
         model._share_tasks()
+    # Stable-Baselines3 reads these two in a form of its own
+    if "learning_rate" in changed:
+        model._setup_lr_schedule()
+    if "train_freq" in changed:
+        model._convert_train_freq()
     weights = {name: getattr(model, argument) for name, argument in COEFFICIENTS.items() if argument in changed}
     if learner.near_data:
         weights["behaviour"] = model.behaviour_coef

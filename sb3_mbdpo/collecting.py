@@ -88,9 +88,13 @@ class CollectingAlgorithm(RehearsingAlgorithm):
         learning_starts: int = 0,
         log_interval: int | None = None,
     ) -> RolloutReturn:
+        self._follow_arguments()
+        # As it is by now: a callback may have set it to a number
+        frequency = cast("MBDPO", self).train_freq
+        assert isinstance(frequency, TrainFreq)
         try:
             rollout = super().collect_rollouts(
-                env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
+                env, callback, frequency, replay_buffer, action_noise, learning_starts, log_interval
             )
         except BaseException:
             # The environments may be a step ahead of what is stored: whoever goes on begins with a new episode

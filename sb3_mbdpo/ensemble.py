@@ -1,5 +1,6 @@
 """The critics: several heads of one shape in one module, so that any number of them costs one product per layer."""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import cast
@@ -88,7 +89,7 @@ class EnsembleMLP(nn.Module):
 
     def draw_dropout(self, rows: int, generator: th.Generator) -> th.Tensor | None:
         """
-        Choose the units that a pass in training drops: as many positions as are dropped on average.
+        Choose the units that a pass in training drops: as many draws, some of them alike, as drop the wanted share.
 
         :param rows: Rows of the input
         :param generator: Source of the draws
@@ -97,7 +98,8 @@ class EnsembleMLP(nn.Module):
         if not self.training or self.dropout == 0:
             return None
         units = self.n_members * rows * self.first_width
-        return th.randint(units, (round(self.dropout * units),), generator=generator, device=generator.device)
+        draws = round(-math.log1p(-self.dropout) * units)
+        return th.randint(units, (draws,), generator=generator, device=generator.device)
 
     def forward(self, x: Input, dropped: th.Tensor | None = None) -> th.Tensor:
         """

@@ -36,8 +36,9 @@ class PlanTrace(NamedTuple):
     The denoising path of a search with S steps for B observations, in scaled actions (-1 to 1).
 
     ``sigmas`` [S] spread of the noise; ``centres`` [S, B, H, A] around which candidates were laid; ``candidates``
-    [S, B, N, H, A], the prior's rollouts first; ``returns`` [S, B, N] in the environment's units; ``plans``
-    [S, B, H, A] weighted mean of the elites; the last one times sqrt(alpha_bar_0), nearly 1, is the plan.
+    [S, B, N, H, A], the prior's rollouts first; ``returns`` [S, B, N] in the environment's units, with the energy and
+    the prior's margin that the search adds; ``plans`` [S, B, H, A] weighted mean of the elites; the last one times
+    sqrt(alpha_bar_0), nearly 1, is the plan.
     """
 
     sigmas: np.ndarray

@@ -71,7 +71,8 @@ class MBDPO(CollectingAlgorithm, HubAlgorithm):
     :param horizon: Plan length H and length of replayed windows, environment steps (3). Longer plans lean more on the
         model and less on the critics, and cost in proportion. Preset
     :param denoising_steps: Length T of the noise schedule; a search takes T - 1 steps. Cost in proportion. Preset
-    :param n_samples: Candidate plans N of each denoising step. Cost in proportion. Preset
+    :param n_samples: Candidate plans N of each denoising step. Cost in proportion; given alone, K and M keep their
+        shares of it. Preset
     :param n_elites: Best candidates K that form the next plan; fewer are greedier. Preset
     :param n_prior_trajectories: Candidates M that are rollouts of the prior. Preset
     :param temperature: Temperature lambda of the weights over normalised returns (0.5); lower is greedier. Preset

@@ -28,7 +28,7 @@ class SearchResult(NamedTuple):
     Outcome of a search.
 
     ``plan`` [B, H, A] in [-1, 1]; ``value`` [B] weighted return of the last step's elites; ``value_std`` [B] spread of
-    the return over the last step's candidates.
+    the return over the last step's candidates. Returns count the energy and the prior's margin.
     """
 
     plan: th.Tensor

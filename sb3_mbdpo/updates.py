@@ -114,15 +114,16 @@ class Learner:
             metrics |= self.update_prior(z.detach(), batch, noise)
         if self.policy.score_optimizer is not None and index % self.score_interval == 0:
             metrics |= self.update_score(z[0].detach(), batch)
-        self.follow()
+        self.finish()
         return metrics
 
     @th.no_grad()
-    def follow(self) -> None:
-        """Let the target critics follow the critics."""
+    def finish(self) -> None:
+        """After the optimizers' steps: target critics follow the critics, task embeddings stay inside their norm."""
         critics = (self.model.target_critics, self.model.critics)
         targets, online = ([tensor for layer in each.layers() for tensor in layer] for each in critics)
         th._foreach_lerp_(targets, online, self.tau)
+        self.model.project_embeddings()
 
     def _autocast(self) -> AbstractContextManager[object]:
         # One for each loss: within one, weights are cast once, and would stay what they were before a step

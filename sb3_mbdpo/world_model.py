@@ -1,8 +1,8 @@
 """The latent world model and the policies that live on it (arXiv 2605.26282; architecture of TD-MPC2).
 
 Verified against the released implementation: every module's forward pass, its regression targets and the gradients of
-one update (tests/test_golden.py). Different on purpose: random shifts of images act in training only, and the task
-embedding is kept inside its norm by the forward pass instead of in-place.
+one update (tests/test_golden.py). Different on purpose: random shifts of images act in training only; the task
+embedding is kept inside its norm by the forward pass, and stored so after each update, instead of at each look.
 """
 
 from collections.abc import Callable, Sequence
@@ -173,6 +173,13 @@ class WorldModel(nn.Module):
         stored = embedding.detach()
         # Straight through: the gradient is the one that the rescaled embedding would get if it were the parameter
         return embedding + (stored / stored.norm(dim=-1, keepdim=True).clamp(min=1.0) - stored)
+
+    @th.no_grad()
+    def project_embeddings(self) -> None:
+        """Scale task embeddings that an optimizer moved beyond norm 1 back to it: the longer, the slower they turn."""
+        if self.task_embedding is not None and self.task_embedding.weight.requires_grad:
+            weight = self.task_embedding.weight
+            weight.div_(weight.norm(dim=-1, keepdim=True).clamp_(min=1.0))
 
     def mask(self, task: th.Tensor | None) -> th.Tensor | None:
         """

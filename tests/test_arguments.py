@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from sb3_mbdpo import MBDPO
 from sb3_mbdpo.arguments import COUNTS, RANGES, check_finite, check_spaces
@@ -217,6 +217,8 @@ CHANGES: dict[str, Any] = {
     "entropy_coef": 0.1,
     "rho": 0.9,
     "saturation_coef": 0.5,
+    "learning_rate": 0.5,
+    "train_freq": (3, "step"),
 }
 
 
@@ -225,7 +227,9 @@ def settings(model: MBDPO) -> dict[str, Any]:
     learner = {name: value for name, value in vars(model.learner).items() if isinstance(value, (int, float, str))}
     configs = {name: getattr(model.learner, name) for name in ("coefficients", "without_energy", "score_config")}
     policy = model.policy
-    return learner | configs | {"search": policy.search_config, "acts": (policy.act_mode, policy.exploration_noise)}
+    own = {"learning_rate": model.lr_schedule(1.0), "train_freq": model.train_freq}
+    acts = {"search": policy.search_config, "acts": (policy.act_mode, policy.exploration_noise)}
+    return learner | configs | own | acts
 
 
 def test_every_argument_is_followed_or_fixed() -> None:
@@ -252,6 +256,23 @@ def test_a_callback_anneals_an_argument() -> None:
 
     model = make().learn(20, callback=Anneal())
     assert model.policy.search_config.discount == pytest.approx(0.92)
+
+
+def test_a_callback_sets_what_stable_baselines3_keeps_in_another_form() -> None:
+    class Set(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps == 14:
+                self.model.learning_rate, self.model.train_freq = 1e-5, 4  # type: ignore[assignment]
+            return True
+
+    model = make(train_freq=2, gradient_steps=1).learn(30, callback=Set())
+    assert {group["lr"] / group.get("lr_scale", 1.0) for group in model.policy.optimizer.param_groups} == {1e-5}
+    assert model.train_freq == TrainFreq(4, TrainFrequencyUnit.STEP)
+    assert model._n_updates == 6, "after 12, 14, 18, 22, 26, 30 steps"
+    for wrong in (-1.0, "fast", math.nan):
+        model.learning_rate = wrong  # type: ignore[assignment]
+        with pytest.raises(ValueError, match="learning_rate must be"):
+            model.predict(OBSERVATION)
 
 
 @pytest.mark.parametrize("name", FIXED)

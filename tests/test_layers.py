@@ -248,11 +248,12 @@ def test_dropped_units_are_zero_and_the_rest_is_scaled_up() -> None:
     th.testing.assert_close(seen[0], expected)
 
 
-def test_dropout_draws_its_rate() -> None:
-    net = ensemble(dropout=0.01).train()
-    dropped = net.draw_dropout(1000, generator())
-    assert dropped is not None and len(dropped) == 400 and dropped.min() >= 0 and dropped.max() < 40_000
-    few = net.draw_dropout(1, generator())
+@pytest.mark.parametrize("rate", [0.01, 0.2, 0.5])
+def test_dropout_drops_its_rate(rate: float) -> None:
+    dropped = ensemble(dropout=rate).train().draw_dropout(1000, generator())
+    assert dropped is not None and dropped.min() >= 0 and dropped.max() < 40_000
+    assert len(dropped.unique()) / 40_000 == pytest.approx(rate, rel=0.03), "units that are drawn twice drop once"
+    few = ensemble(dropout=0.01).train().draw_dropout(1, generator())
     assert few is not None and len(few) == 0, "too few units for a drop"
 
 

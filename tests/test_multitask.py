@@ -266,6 +266,23 @@ def test_encoding_keeps_tasks_with_their_rows() -> None:
         th.testing.assert_close(batch.targets[:, row], alone[1:].detach())
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_update_leaves_the_stored_embeddings_inside_their_norm(frozen: bool) -> None:
+    policy = multitask_policy()
+    weight = policy.world_model.task_embedding.weight
+    weight.requires_grad_(not frozen)
+    with th.no_grad():
+        weight[0], weight[1:] = 1e-3, 5.0
+    before = weight.detach().clone()
+    learner_for(policy).update(windows([1, 0, 2, 0]))
+    if frozen:
+        assert th.equal(weight, before), "frozen ones are nobody's to change"
+        return
+    norms = weight.detach().norm(dim=-1)
+    assert norms[1:].tolist() == pytest.approx([1.0, 1.0], abs=1e-6) and norms[0] < 0.5
+    assert 0 < (weight[0] - before[0]).abs().max() < 1e-2
+
+
 @pytest.mark.parametrize("bootstrap", ["prior", "score"])
 @pytest.mark.parametrize("target_horizon", [0, 2])
 def test_targets_take_each_rows_discount_and_policy(bootstrap: str, target_horizon: int) -> None:
