@@ -10,6 +10,7 @@ import numpy as np
 import torch as th
 
 from sb3_mbdpo import MBDPO
+from sb3_mbdpo.gym_packages import add_packages_argument, import_packages
 from sb3_mbdpo.learning_commands import positive
 from sb3_mbdpo.presets import PRESETS
 from sb3_mbdpo.zoo_checks import BadInputError, check_device, check_environment, import_environments, sentence
@@ -30,7 +31,9 @@ def bench(arguments: Sequence[str]) -> int:
     parser.add_argument("--repeat", type=positive, default=20, help="repetitions of each measurement")
     parser.add_argument("--num-threads", type=int, default=-1, help="threads of PyTorch (-1: its default)")
     parser.add_argument("--device", default="auto", help="PyTorch device")
+    add_packages_argument(parser)
     args = parser.parse_args(list(arguments))
+    import_packages(args.gym_packages)
     import_environments(args.env)
     check_environment(args.env)
     check_device(args.device)

@@ -9,7 +9,6 @@ Each command is a function of its arguments that returns an exit code: 0, or 1 a
 """
 
 import argparse
-import importlib
 import json
 import pickle
 import sys
@@ -20,6 +19,7 @@ import gymnasium as gym
 import torch as th
 
 from sb3_mbdpo.checkpoint_config import CONFIG, CURVE, RESULTS, read_config
+from sb3_mbdpo.gym_packages import add_packages_argument, import_packages
 from sb3_mbdpo.hub_transfer import download_checkpoint, pull_checkpoint, upload_checkpoint
 from sb3_mbdpo.learning_commands import not_negative, positive
 from sb3_mbdpo.mbdpo import MBDPO
@@ -34,8 +34,7 @@ def _run(command: Callable[[argparse.Namespace], None], arguments: argparse.Name
     if getattr(arguments, "num_threads", -1) > 0:
         th.set_num_threads(arguments.num_threads)
     try:
-        for package in getattr(arguments, "gym_packages", None) or ():
-            importlib.import_module(package)
+        import_packages(getattr(arguments, "gym_packages", None) or ())
         command(arguments)
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,7 +71,7 @@ def push(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=not_negative, default=10_000, help="seed of each task's first episode")
     parser.add_argument("--env", help="environment id to evaluate in, where the model does not know it")
-    parser.add_argument("--gym-packages", nargs="*", default=[], help="packages to import that register environments")
+    add_packages_argument(parser)
     parser.add_argument("--no-video", action="store_true", help="upload without a video")
     parser.add_argument("--as-is", action="store_true", help="upload a folder as it is, without evaluating again")
     parser.add_argument("--command", help="the exact command of training; by default the one in the folder")

@@ -16,11 +16,13 @@ import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_mbdpo.chunks import convert_chunks
+from sb3_mbdpo.gym_packages import add_packages_argument, import_packages
 from sb3_mbdpo.mbdpo import MBDPO
 from sb3_mbdpo.offline import OfflineData
 from sb3_mbdpo.ranks import ALONE, Ranks
 from sb3_mbdpo.shard_format import DESCRIPTION
 from sb3_mbdpo.shards import ShardedDataset
+from sb3_mbdpo.zoo_checks import BadInputError
 
 FAILURES = (ValueError, ImportError, OSError, RuntimeError, gym.error.Error)
 # What arguments are refused with where models, data and environments are opened; a package that is missing, or a disk
@@ -133,6 +135,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser, steps: int, steps_are:
     )
     parser.add_argument("--seed", type=not_negative, help="seed of everything random")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto)")
+    add_packages_argument(parser)
     parser.add_argument(
         "--set",
         nargs="+",
@@ -280,7 +283,9 @@ def run_command(
     :return: Exit code
     """
     try:
-        return command(parser.parse_args(argv))
+        args = parser.parse_args(argv)
+        import_packages(args.gym_packages)
+        return command(args)
     except SystemExit as stop:
         # argparse has said what is wrong, or has printed its help
         return int(stop.code or 0)
@@ -289,4 +294,4 @@ def run_command(
         return INTERRUPTED
     except FAILURES as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ArgumentsError) else 1
+        return 2 if isinstance(error, (ArgumentsError, BadInputError)) else 1

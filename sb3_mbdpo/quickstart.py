@@ -24,6 +24,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_mbdpo.gym_packages import add_packages_argument, import_packages
 from sb3_mbdpo.learning_commands import not_negative, positive
 from sb3_mbdpo.zoo import ALGO, ActingMBDPO
 from sb3_mbdpo.zoo_checks import import_environments
@@ -81,7 +82,10 @@ class Run:
         :param render_mode: as for ``gymnasium.make``
         :return: the environment as it was in training, wrappers and all
         """
-        env_kwargs = {**self.hyperparams.get("env_kwargs", {}), "render_mode": render_mode}
+        env_kwargs = dict(self.hyperparams.get("env_kwargs", {}))
+        if render_mode is not None:
+            # Not every environment takes the argument
+            env_kwargs["render_mode"] = render_mode
         return create_test_env(
             self.env_id,
             n_envs=n_envs,
@@ -326,10 +330,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m sb3_mbdpo.qui
     command.add_argument("--device", default="auto", help="PyTorch device")
     command.add_argument("--num-threads", type=int, default=-1, help="number of threads for PyTorch (-1: its default)")
     command.add_argument("--no-gif", action="store_true", help="do not render the policy")
+    add_packages_argument(command)
     args = parser.parse_args(argv)
 
     if args.num_threads > 0:
         th.set_num_threads(args.num_threads)
+    import_packages(args.gym_packages)
     import_environments(args.env)
     run = Run.find(args.env, args.folder, args.exp_id, args.load_best)
     report(run, args.n_episodes, args.seed, args.device, gif=not args.no_gif)

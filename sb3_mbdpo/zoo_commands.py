@@ -19,6 +19,7 @@ from rl_zoo3 import train as zoo_train
 from rl_zoo3.utils import EnvironmentName, StoreDict, get_model_path
 
 from sb3_mbdpo import quickstart, zoo, zoo_checks
+from sb3_mbdpo.gym_packages import add_packages_argument, import_packages, without_packages
 from sb3_mbdpo.suites.rendering import choose_backend
 from sb3_mbdpo.training_checks import check_log_folder, check_values
 from sb3_mbdpo.zoo_checks import BadInputError
@@ -113,7 +114,8 @@ def video(arguments: Sequence[str]) -> int:
         zoo_checks.check_ffmpeg()
         _render_without_a_screen()
         _check_acting(_acting_arguments(arguments))
-    zoo.hand_over("record_video", arguments, f"{PROG} video")
+    # rl_zoo3's program knows no packages; they are imported by now
+    zoo.hand_over("record_video", without_packages(arguments), f"{PROG} video")
     return 0
 
 
@@ -146,8 +148,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
             "Hyperparameters and keywords are name:value with a value in Python, strings in quotes of their own, as in "
             f"-params horizon:5 \"preset:'cpu'\" ({error})."
         ) from error
-    for package in given.gym_packages:
-        importlib.import_module(package)
+    import_packages(given.gym_packages)
     zoo_checks.import_environments(given.env)
     return given
 
@@ -168,7 +169,7 @@ def _training_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-conf", "--conf-file", default=str(zoo.default_config()))
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, default={})
     parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, default={})
-    parser.add_argument("--gym-packages", nargs="+", default=[])
+    add_packages_argument(parser)
     parser.add_argument("--storage")
     parser.add_argument("--study-name")
     return _parse(parser, arguments)
@@ -217,7 +218,7 @@ def _acting_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--load-best", action="store_true")
     parser.add_argument("--load-checkpoint", type=int)
     parser.add_argument("--load-last-checkpoint", action="store_true")
-    parser.add_argument("--gym-packages", nargs="+", default=[])
+    add_packages_argument(parser)
     return _parse(parser, arguments)
 
 

@@ -5,17 +5,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import optuna
 import pytest
 import yaml
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.monitor import Monitor
 
 pytest.importorskip("rl_zoo3")
 
-from sb3_mbdpo import cli, zoo
+from sb3_mbdpo import MBDPO, cli, zoo
 from sb3_mbdpo.presets import PRESETS
+from tests.fakes import ToyEnv
 from tests.processes import run_module
 
 ENV_ID = "Pendulum-v1"
@@ -211,6 +216,48 @@ def test_what_bench_refuses(arguments: list[str], words: str, capsys: pytest.Cap
     assert cli.main(["bench", "--preset", "debug", "--device", "cpu", *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("mbdpo bench: ") and words in said and len(said.splitlines()) == 1
+
+
+@pytest.fixture
+def own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module that registers Own-v0."""
+    (tmp_path / "own_environments.py").write_text(
+        "import gymnasium\ngymnasium.register('Own-v0', 'tests.fakes:ToyEnv', max_episode_steps=20)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_environments"
+    gymnasium.registry.pop("Own-v0", None)
+    sys.modules.pop("own_environments", None)
+
+
+def test_bench_times_environments_of_ones_own(own_environment: str, capsys: pytest.CaptureFixture[str]):
+    given = ["bench", "--env", "Own-v0", "--preset", "debug", "--repeat", "1", "--device", "cpu"]
+    assert cli.main(given) == 2 and "There is no environment 'Own-v0'" in capsys.readouterr().err
+    assert cli.main([*given, "--gym-packages", own_environment]) == 0
+    assert capsys.readouterr().out.startswith("Own-v0, preset debug")
+
+
+def test_a_report_of_an_environment_of_ones_own(
+    own_environment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "mbdpo" / "Own-v0_1"
+    folder.mkdir(parents=True)
+    env = Monitor(TimeLimit(ToyEnv(), 20), str(folder / "0"))
+    MBDPO("MlpPolicy", env, preset="debug", learning_starts=100, device="cpu").learn(60).save(folder / "Own-v0")
+    given = ["--env", "Own-v0", "-f", str(tmp_path), "-n", "1", "--no-gif", "--device", "cpu"]
+    assert cli.main(["report", *given, "--gym-packages", own_environment]) == 0
+    assert "improvement" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "enjoy", "video", "report", "bench", "pretrain data", "finetune --model m"]
+)
+def test_a_package_that_is_not_there(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    learns = " " in command
+    given = ["--save", str(tmp_path / "saved")] if learns else ["--env", "Own-v0"]
+    assert cli.main([*command.split(), *given, "--gym-packages", "no_such_module"]) == 2
+    said = capsys.readouterr().err
+    assert "--gym-packages no_such_module: No module named" in said and len(said.splitlines()) == 1
 
 
 def test_bench_repeats_at_least_once(capsys: pytest.CaptureFixture[str]):
