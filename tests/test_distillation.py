@@ -114,17 +114,21 @@ def test_paths_are_those_of_acting(tasks: TaskSpec | None) -> None:
     assert min(starts.values()) > 10, "half of the rows start cold"
 
 
+@pytest.mark.parametrize(("prior_margin", "discount"), [(0.0, None), (0.5, None), (0.0, 0.1)])
 @th.no_grad()
-def test_target_is_one_step_of_the_search() -> None:
+def test_target_is_one_step_of_the_search(prior_margin: float, discount: float | None) -> None:
     """From the search's own start, the target is what its step computes."""
-    model, config = make_model(), make_config()
+    model, config = make_model(), make_config(prior_margin=prior_margin)
+    model.prior_scale.fill_(5.0)
     z, behaviour, _ = inputs(model)
     noise = draw_noise(config, model, generator(), 8, CPU)
+    rows = None if discount is None else th.full((8, 1), discount)
     # A schedule of one step ends where its first step leads
     one_step = NoiseSchedule(2, 0.1, 0.1)
-    x = one_step.start(behaviour, th.zeros(8, dtype=th.bool))
-    target = search_target(model, config, z, x, th.full((8, 1, 1), one_step.alpha_bars[1]), noise)
-    plan = search(model, replace(config, schedule=one_step), z, behaviour, th.zeros(8, dtype=th.bool), noise).plan
+    warm = th.zeros(8, dtype=th.bool)
+    x = one_step.start(behaviour, warm)
+    target = search_target(model, config, z, x, th.full((8, 1, 1), one_step.alpha_bars[1]), noise, None, rows)
+    plan = search(model, replace(config, schedule=one_step), z, behaviour, warm, noise, None, rows).plan
     th.testing.assert_close(one_step.denoise(target, 1).clamp(-1, 1), plan, rtol=1e-5, atol=1e-5)
 
 

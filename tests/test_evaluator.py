@@ -168,6 +168,20 @@ def test_returns_are_discounted_sums() -> None:
 
 
 @th.no_grad()
+def test_ends_are_told_by_each_rows_task() -> None:
+    model = make_model(TaskSpec([2, 2], 8))
+    # The last part of what the head reads says which task it is
+    model.task_embedding.weight.copy_(th.tensor([0.3, -0.3])[:, None].expand(2, 8))
+    model.termination = Apply(lambda joined: joined[..., -1:])
+    z, actions, tasks = normal(2, 16).softmax(-1), normal(2, 5, 3, 2, seed=1).clamp(-1, 1), th.tensor([0, 1])
+    evaluate, endless = (Evaluator(model, make_config(), z, PAIR, tasks, episodic=flag) for flag in (True, False))
+    found, uncut = evaluate(actions), endless(actions)
+    first_reward = evaluate.roll_out(actions)[1][0].view(2, 5)
+    th.testing.assert_close(found, th.stack([first_reward[0], uncut[1]]))
+    assert not th.isclose(found[0], uncut[0]).any()
+
+
+@th.no_grad()
 def test_termination_cuts_what_comes_after() -> None:
     """The reward of the step that ends the episode still counts; later ones and the value beyond do not."""
     model = hand_set(lambda action: 0 * action[..., :1] + 1, value=10.0)

@@ -17,11 +17,11 @@ from sb3_mbdpo.losses import (
     update_energy_statistics,
     world_model_loss,
 )
-from sb3_mbdpo.prior_loss import imagined_return, prior_loss
+from sb3_mbdpo.prior_loss import imagined_return, percentile_range, prior_loss
 from sb3_mbdpo.world_model import TaskSpec, WorldModel
 from tests.fakes import make_batch, make_model
 
-COEFFICIENTS = LossCoefficients(20.0, 0.1, 0.2, 1.0, 0.7, 1e-2, 0.5)
+COEFFICIENTS = LossCoefficients(20.0, 0.1, 0.2, 0.5, 0.7, 1e-2, 0.5)
 Gradients = dict[str, th.Tensor]
 
 
@@ -125,8 +125,18 @@ def test_losses_by_hand() -> None:
     for name, value in expected.items():
         th.testing.assert_close(losses[name], value.detach(), rtol=1e-4, atol=1e-6)
         assert not losses[name].requires_grad
-    weights = {"consistency": 20.0, "reward": 0.1, "value": 0.2, "termination": 1.0, "energy": 0.7}
+    weights = {"consistency": 20.0, "reward": 0.1, "value": 0.2, "termination": 0.5, "energy": 0.7}
     th.testing.assert_close(total, sum(weights[name] * losses[name] for name in weights), rtol=1e-5, atol=1e-6)
+
+
+def test_critics_learn_with_dropout() -> None:
+    model = make_model(dropout=0.5).train()
+    batch = make_batch(model)
+    noise, target = noise_for(model, batch), th.zeros(3, 6, 1)
+    assert noise.dropped is not None
+    draws = noise, noise._replace(dropped=None)
+    dropped, whole = (world_model_loss(model, batch, target, draw, COEFFICIENTS)[2]["value"] for draw in draws)
+    assert not th.equal(dropped, whole)
 
 
 def test_rho_zero_looks_one_step_ahead() -> None:
@@ -263,6 +273,19 @@ def test_energy_takes_the_hardest_negative() -> None:
     th.testing.assert_close(loss, expected)
 
 
+def test_negatives_are_actions_that_the_task_has() -> None:
+    model = make_model(TaskSpec([2, 1], 8))
+    batch, seen = make_batch(model), []
+    noise = noise_for(model, batch)
+    # So far that unbounded ones would leave [-1, 1]
+    noise = noise._replace(jitter=100 * noise.jitter)
+    model.energy.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    energy_loss(model, th.rand(3, 6, 16, generator=generator()), batch, noise)
+    negatives = seen[0][..., -2:]
+    assert negatives.abs().max() <= 1
+    assert not negatives[:, :, batch.task == 1, 1].any() and negatives[:, :, batch.task == 0, 1].all()
+
+
 def test_energy_learns_to_tell_data_from_noise() -> None:
     """Behaviour that depends on the latent: the energy ends up higher there than at the mirrored action."""
     model = make_model()
@@ -294,12 +317,14 @@ def test_energy_statistics_move_by_a_hundredth() -> None:
 # --- prior ----------------------------------------------------------------------------------------------------------
 
 
-def test_prior_loss_by_hand() -> None:
+@pytest.mark.parametrize("saturation", [0.0, 0.1])
+def test_prior_loss_by_hand(saturation: float) -> None:
     model = make_model()
     batch = make_batch(model)
     noise = noise_for(model, batch)
     z = th.rand(4, 6, 16, generator=generator())
-    loss, metrics = prior_loss(model, z, batch, noise, COEFFICIENTS, 0.25)
+    coefficients = dataclasses.replace(COEFFICIENTS, saturation=saturation)
+    loss, metrics = prior_loss(model, z, batch, noise, coefficients, 0.25)
     expected = th.zeros(())
     for t in range(4):
         sample = model.prior_sample(z[t], noise.prior[t])
@@ -307,10 +332,17 @@ def test_prior_loss_by_hand() -> None:
         if t == 0:
             low, high = (float(value.detach().flatten().quantile(q)) for q in (0.05, 0.95))
             scale = 0.75 * 1.0 + 0.25 * max(high - low, 1.0)
-        expected = expected - 0.5**t * (value / scale + 1e-2 * sample.scaled_entropy).mean() / 4
+        barrier = (1 - sample.action.pow(2) + 1e-6).log().sum(-1, keepdim=True)
+        objective = value / scale + 1e-2 * sample.scaled_entropy + saturation * barrier
+        expected = expected - 0.5**t * objective.mean() / 4
     th.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     assert metrics["prior_scale"].item() == pytest.approx(scale) == model.prior_scale.item()
     assert all(not value.requires_grad for value in metrics.values())
+
+
+def test_the_range_of_values_leaves_out_a_twentieth_at_each_end() -> None:
+    values = 10 * th.randn(97, generator=generator())
+    th.testing.assert_close(percentile_range(values), values.quantile(0.95) - values.quantile(0.05))
 
 
 def test_prior_loss_through_the_model_by_hand() -> None:
@@ -400,8 +432,9 @@ def test_prior_learns_the_better_action() -> None:
 # --- figures to watch, and noise ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("discount", [0.9, th.linspace(0.1, 0.9, 6)[:, None]], ids=["one", "by row"])
 @th.no_grad()
-def test_cross_td_error_by_hand() -> None:
+def test_cross_td_error_by_hand(discount: float | th.Tensor) -> None:
     model = make_model()
     batch = make_batch(model)
     terminations, masks = th.zeros(3, 6, 1), th.ones(3, 6, 1)
@@ -411,13 +444,19 @@ def test_cross_td_error_by_hand() -> None:
     batch = batch._replace(terminations=terminations, masks=masks)
     pair = th.tensor([0, 2])
     z = th.rand(4, 6, 16, generator=generator())
-    found = cross_td_error(model, z, batch, pair, 0.9)
+    found = cross_td_error(model, z, batch, pair, discount)
     now = model.value(z[0], batch.actions[0])[pair].mean(0)
     after = model.value(batch.targets[0], batch.actions[1], None, model.target_critics.select(pair)).mean(0)
-    error = (batch.rewards[0] + 0.9 * (1 - terminations[0]) * after - now).abs().flatten()
+    error = (batch.rewards[0] + discount * (1 - terminations[0]) * after - now).abs().flatten()
     th.testing.assert_close(found, error[[0, 1, 3, 4, 5]].mean())
     nothing = batch._replace(terminations=0 * terminations, masks=th.cat([th.ones(1, 6, 1), th.zeros(2, 6, 1)]))
-    assert cross_td_error(model, z, nothing, pair, 0.9) == 0
+    assert cross_td_error(model, z, nothing, pair, discount) == 0
+
+
+def test_targets_and_the_prior_draw_critics_of_their_own() -> None:
+    model, actions = make_model(), th.zeros(1, 1, 2)
+    draws = [draw_update_noise(model, actions, generator(seed)) for seed in range(10)]
+    assert any(not th.equal(draw.target_critics, draw.prior_critics) for draw in draws)
 
 
 def test_update_noise_is_seeded_and_of_the_right_kind() -> None:

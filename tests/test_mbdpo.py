@@ -19,7 +19,9 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbdpo import MBDPO
+from sb3_mbdpo.acting import PlanResult
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
+from sb3_mbdpo.collecting import _write
 from sb3_mbdpo.evaluator import Evaluator
 from sb3_mbdpo.presets import PRESETS
 from tests.fakes import IMAGE, MIXED, UNEVEN, VECTOR, ToyEnv, flat_parameters, toy_envs
@@ -167,6 +169,15 @@ def test_callbacks_see_the_step_and_can_stop_it() -> None:
         np.testing.assert_array_equal(stored, step["buffer_actions"])
 
 
+def test_a_window_ends_before_the_step_at_which_a_callback_stopped() -> None:
+    """Also where no observation tells that a step is missing."""
+    model = make(ToyEnv(spaces.Discrete(1), lengths=(100,)))
+    model.learn(100, callback=Recorder(stop_after=4))
+    assert model.replay_buffer.window_ends[:5].flatten().tolist() == [False, False, True, False, False]
+    model.learn(2, reset_num_timesteps=False)
+    assert model.replay_buffer.window_ends[:5].flatten().tolist() == [False, False, True, False, False]
+
+
 def test_running_plans_restart_where_episodes_end() -> None:
     """While collecting, each row goes on from its own last plan, and starts cold after its own episode's end."""
     model, recorder = make(toy_envs(3), learning_starts=0), Recorder()
@@ -200,7 +211,18 @@ def test_running_plans_restart_where_episodes_end() -> None:
 def test_drift_is_measured_now_and_then(bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, drifts = make(toy_envs(2), bootstrap=bootstrap), []
     measure = model._action_drift
-    monkeypatch.setattr(model, "_action_drift", lambda result: drifts.append(measure(result)) or drifts[-1])
+
+    @th.no_grad()
+    def record(result: PlanResult) -> th.Tensor:
+        if bootstrap == "prior":
+            followed = model.policy.world_model.prior_action(result.latent)
+        else:
+            followed = model.learner.cold_plan(result.latent)[:, 0]
+        drifts.append(measure(result))
+        th.testing.assert_close(drifts[-1], (result.plan[:, 0] - followed).abs().mean())
+        return drifts[-1]
+
+    monkeypatch.setattr(model, "_action_drift", record)
     model.learn(70)
     # Decisions 7, 14, 21 and 28; random ones, up to learning_starts, have no plan
     assert len(drifts) == 4 and all(0 < drift < 2 for drift in drifts)
@@ -277,6 +299,27 @@ def test_exploration_noise_sets_the_spread() -> None:
     mode, _ = model.predict(OBSERVATION, deterministic=True)
     draws = np.stack([model.predict(OBSERVATION)[0] for _ in range(200)])
     assert 0.25 < (draws - mode).std() < 0.35
+
+
+def test_collecting_explores() -> None:
+    model, plans = make(toy_envs(2), learning_starts=0, gradient_steps=0, exploration_noise=0.5), []
+    plan = model.policy.plan
+
+    def record(*arguments: Any) -> PlanResult:
+        result = plan(*arguments)
+        plans.append(result.plan[:, 0].numpy())
+        return result
+
+    model.policy.plan = record  # type: ignore[method-assign]
+    model.learn(20)
+    # Less than the mean of a normal draw's size, 0.4, by what the bounds cut off
+    assert 0.2 < np.abs(model.replay_buffer.actions[:10] - np.stack(plans)).mean() < 0.45
+
+
+def test_last_observations_of_whole_numbers_are_rounded() -> None:
+    target = np.zeros((1, 3), np.uint8)
+    _write(0, target, np.array([155.9999, 3.0001, 255.4]))
+    assert target.tolist() == [[156, 3, 255]]
 
 
 def test_vec_normalize() -> None:

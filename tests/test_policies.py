@@ -16,7 +16,7 @@ from sb3_mbdpo import CnnPolicy, MlpPolicy
 from sb3_mbdpo.acting import repeated
 from sb3_mbdpo.encoders import FeaturesEncoder
 from sb3_mbdpo.search_config import ACT_MODES
-from tests.fakes import ACTIONS, IMAGE, TINY_SIZES, UNEVEN, VECTOR, flat_parameters, make_policy
+from tests.fakes import ACTIONS, IMAGE, TINY_SIZES, UNEVEN, VECTOR, ending, flat_parameters, make_policy
 
 CHW = spaces.Box(0, 255, (3, 36, 40), np.uint8)
 SPACES = {
@@ -166,18 +166,20 @@ def test_observations_that_are_not_finite_are_refused(value: float) -> None:
         make_policy(space).predict({"gear": np.zeros(2, np.int64), "speed": broken})
 
 
-def test_state_is_the_warm_start() -> None:
-    policy = make_policy(horizon=3)
+@pytest.mark.parametrize("act_mode", ["search", "score"])
+def test_state_is_the_warm_start(act_mode: str) -> None:
+    policy = make_policy(horizon=3, act_mode=act_mode)
     _, plans = policy.predict(OBSERVATIONS, deterministic=True)
-    warm, _ = policy.predict(OBSERVATIONS, state=np.sign(plans), deterministic=True)
+    warm, _ = policy.predict(OBSERVATIONS, state=np.ones_like(plans), deterministic=True)
     cold, _ = policy.predict(OBSERVATIONS, state=None, deterministic=True)
     assert (np.abs(warm - cold).max(axis=1) > 1e-4).all()
     zeros, _ = policy.predict(OBSERVATIONS, state=np.zeros_like(plans), deterministic=True)
     np.testing.assert_array_equal(zeros, cold)
 
 
-def test_rows_restart_where_an_episode_starts() -> None:
-    policy = make_policy()
+@pytest.mark.parametrize("kwargs", [{}, {"warm_denoising_steps": 1}, {"act_mode": "score"}], ids=str)
+def test_rows_restart_where_an_episode_starts(kwargs: dict[str, Any]) -> None:
+    policy = make_policy(**kwargs)
     state = np.random.default_rng(1).choice([-1.0, 1.0], (5, 3, 2))
     start = np.array([True, False, True, False, False])
     mixed, mixed_plans = policy.predict(OBSERVATIONS, state, start, deterministic=True)
@@ -281,6 +283,28 @@ def test_act_modes_differ() -> None:
     np.testing.assert_allclose(plans["prior"], expected, atol=1e-6)
 
 
+def test_the_prior_draws_its_actions_without_further_noise() -> None:
+    draws = [make_policy(act_mode="prior", exploration_noise=noise).predict(OBSERVATIONS)[0] for noise in (0.0, 0.5)]
+    np.testing.assert_array_equal(*draws)
+
+
+def test_acting_knows_where_episodes_end() -> None:
+    policy, values = ending(make_policy()), []
+    for policy.episodic in (False, True):
+        result = policy.plan(th.as_tensor(OBSERVATIONS), th.zeros(5, 3, 2), th.ones(5, dtype=th.bool), True)
+        assert result.search is not None
+        values.append(result.search.value)
+    assert not th.isclose(*values).any()
+
+
+def test_statistics_are_of_the_rows_asked_for() -> None:
+    """However many rows are searched beside them."""
+    for count in (1, 2, 5):
+        observations = th.as_tensor(OBSERVATIONS[:count])
+        result = make_policy().plan(observations, th.zeros(count, 3, 2), th.ones(count, dtype=th.bool))
+        assert result.search is not None and [len(statistic) for statistic in result.search] == [count] * 3
+
+
 # --- saving ---------------------------------------------------------------------------------------------------------
 
 
@@ -373,6 +397,14 @@ def test_net_arch_and_activation() -> None:
     assert [tuple(weight.shape) for weight in model.critics.weights] == [(2, 18, 22), (2, 22, 101)]
     assert isinstance(model.dynamics[0].activation, nn.Tanh) and isinstance(model.critics.activation, nn.Tanh)
     assert [layer.linear.out_features for layer in make_policy(net_arch=[23]).world_model.dynamics] == [23, 16]
+
+
+def test_arguments_reach_the_world_model() -> None:
+    kwargs = {"log_std_min": -3.0, "log_std_max": 1.0, "vmin": -4.0, "vmax": 5.0, "score_prediction": "score"}
+    model = make_policy(**kwargs).world_model
+    assert model.score is not None
+    found = model.log_std_min, model.log_std_max, model.two_hot.vmin, model.two_hot.vmax, model.score.prediction_type
+    assert found == tuple(kwargs.values())
 
 
 class HalfExtractor(BaseFeaturesExtractor):

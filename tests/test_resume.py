@@ -14,7 +14,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_mbdpo import MBDPO
-from tests.fakes import IMAGE, MIXED, VECTOR, ToyEnv, flat_parameters, toy_envs
+from tests.fakes import ACTIONS, IMAGE, MIXED, UNEVEN, VECTOR, ToyEnv, flat_parameters, toy_envs
 from tests.processes import CONTEXT
 
 TOTAL = 40
@@ -193,15 +193,16 @@ def test_two_processes_worth_of_steps_are_the_same_run() -> None:
     np.testing.assert_array_equal(outcome(first, [])["weights"], outcome(second, [])["weights"])
 
 
-@pytest.mark.parametrize("wrong", ["horizon", "n_envs", "observation_space", "kind", "pickle"])
+@pytest.mark.parametrize("wrong", ["horizon", "n_envs", "observation_space", "action_space", "kind", "pickle"])
 def test_a_buffer_that_does_not_fit_is_refused_and_the_present_one_stays(wrong: str, tmp_path: Path) -> None:
     model = start("mlp")
     model.learn(5)
     space = MIXED if wrong == "kind" else IMAGE if wrong == "observation_space" else VECTOR
+    actions = UNEVEN if wrong == "action_space" else ACTIONS
     policy = {"kind": "MultiInputPolicy", "observation_space": "CnnPolicy"}.get(wrong, "MlpPolicy")
     other = MBDPO(
         policy,
-        toy_envs(2 if wrong == "n_envs" else 1, observation_space=space),
+        toy_envs(2 if wrong == "n_envs" else 1, observation_space=space, action_space=actions),
         preset="debug",
         horizon=2 if wrong == "horizon" else 3,
         buffer_size=50,

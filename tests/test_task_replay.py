@@ -69,6 +69,14 @@ def test_another_way_from_now_on() -> None:
     assert buffer.task_sampling == "proportional"
 
 
+def test_a_task_of_the_oldest_rows_of_a_full_ring_is_seen() -> None:
+    buffer = filled([0, 1], steps=49)
+    add(buffer, [0, 2], 2)
+    assert buffer.full and buffer.pos == 1, "the newest row comes first, and all others are older"
+    with pytest.raises(ValueError, match="environment 1 has changed"):
+        buffer.set_task_sampling("balanced")
+
+
 def test_unknown_ways_and_empty_buffers() -> None:
     with pytest.raises(ValueError, match=r'"proportional" or "balanced"'):
         filled([0], task_sampling="even")

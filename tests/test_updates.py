@@ -8,8 +8,9 @@ from gymnasium import spaces
 from sb3_mbdpo.buffers import SequenceSamples
 from sb3_mbdpo.losses import LossCoefficients, draw_update_noise
 from sb3_mbdpo.policies import MBDPOPolicy
+from sb3_mbdpo.ranks import ALONE
 from sb3_mbdpo.updates import Learner
-from tests.fakes import VECTOR, flat_parameters, make_policy
+from tests.fakes import VECTOR, ending, flat_parameters, make_policy
 
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
 
@@ -193,6 +194,44 @@ def test_bootstrap_plan(bootstrap: str, steps: int) -> None:
     before = snapshot(policy)
     learner.update_world_model(batch, noise)
     assert not {"prior", "score"} & modules_that_changed(policy, before)
+
+
+def test_learning_knows_where_episodes_end() -> None:
+    policy = ending(make_policy())
+    learner = learner_for(policy, target_horizon=2, prior_horizon=2)
+    batch = learner.encode(samples())
+    noise = draw_update_noise(policy.world_model, batch.actions, policy.generator, 2)
+    found: list[dict[str, th.Tensor]] = []
+    for policy.episodic in (False, True):
+        policy.seed(0)
+        _, z, metrics = learner.loss_of_world_model(batch, noise, 1)
+        _, of_prior = learner.loss_of_prior(z.detach(), batch, noise, 0.0, ALONE)
+        _, of_score = learner.loss_of_score(z[0].detach(), batch)
+        found.append(metrics | of_prior | of_score)
+    endless, ended = found
+    for name in ("value", "prior", "score"):
+        assert not th.allclose(endless[f"train/{name}_loss"], ended[f"train/{name}_loss"]), name
+
+
+def test_the_score_network_learns_from_first_latents_and_what_was_done_there() -> None:
+    learner = learner_for(make_policy(), score_batch_size=4)
+    score_loss, seen = learner._score_loss, []
+    learner._score_loss = lambda *arguments: seen.append(arguments[2:4]) or score_loss(*arguments)
+    batch = learner.encode(samples())
+    learner.update(samples())
+    z, behaviour = seen[0]
+    assert th.equal(z, batch.first[:4].detach())
+    assert th.equal(behaviour, batch.actions[:, :4].transpose(0, 1))
+
+
+def test_targets_beyond_the_bins_are_counted_like_rewards() -> None:
+    policy = make_policy()
+    learner = learner_for(policy)
+    learner._td_target = lambda model, batch, *_: th.full_like(batch.rewards, 1e6)
+    batch = learner.encode(samples())
+    noise = draw_update_noise(policy.world_model, batch.actions, policy.generator)
+    _, _, metrics = learner.loss_of_world_model(batch, noise)
+    assert metrics["train/clipped_targets"] == 0.5, "all targets, and no reward"
 
 
 def test_encoding_keeps_time_and_batch_apart() -> None:
