@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.noise import ActionNoise
 
 from sb3_mbdpo.buffers import DictSequenceReplayBuffer, SequenceReplayBuffer
 from sb3_mbdpo.building import policy_arguments
@@ -221,6 +222,11 @@ def check_arguments(model: MBDPO) -> None:
             )
     for name in ("search_dtype", "update_dtype"):
         resolve_dtype(name, getattr(model, name), model.device)
+    if model.action_noise is not None and not isinstance(model.action_noise, ActionNoise):
+        raise ValueError(
+            "action_noise must be an ActionNoise, such as NormalActionNoise(np.zeros(n), 0.1 * np.ones(n)), n actions, "
+            f"got {model.action_noise!r}. The standard deviation of plain Gaussian noise is `exploration_noise`."
+        )
     dtype = model.action_space.dtype
     if not np.issubdtype(dtype, np.floating):
         raise ValueError(f"The action space must be a Box of floats, got {dtype}: wrap the environment to round.")

@@ -61,7 +61,10 @@ class CollectingAlgorithm(RehearsingAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        assert self.replay_buffer is not None
+        if self.replay_buffer is None:
+            raise ValueError(
+                "The replay buffer is not defined: load one with load_replay_buffer, or build the model anew."
+            )
         self._check_rehearsal()
         if reset_num_timesteps:
             self._counts_offline_steps = False

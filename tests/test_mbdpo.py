@@ -276,6 +276,11 @@ def test_score_interval() -> None:
     assert len(steps) == 3, "updates 0, 4 and 8 of 10"
 
 
+def test_action_noise_is_not_a_number() -> None:
+    with pytest.raises(ValueError, match=r"action_noise must be an ActionNoise, .*, got 0\.1"):
+        make(action_noise=0.1)
+
+
 def test_action_noise_is_added_and_clipped() -> None:
     noise = NormalActionNoise(np.full(2, 5.0), np.zeros(2))
     model, recorder = make(action_noise=noise, learning_starts=0, act_mode="prior"), Recorder()
@@ -469,6 +474,8 @@ def test_a_model_whose_replay_buffer_was_taken_away(gone: str, tmp_path: Path) -
     with pytest.raises(ValueError, match="n_envs=2, the model has 1"):
         model.load_replay_buffer(tmp_path / "other")
     assert model.replay_buffer is None
+    with pytest.raises(ValueError, match="load_replay_buffer"):
+        model.learn(4, reset_num_timesteps=False)
     model.load_replay_buffer(tmp_path / "buffer")
     assert model.replay_buffer is not None and model.replay_buffer.size() == size
     model.learn(4, reset_num_timesteps=False)
