@@ -63,8 +63,11 @@ def test_bfloat16_acts_nearly_alike_and_learns() -> None:
     for model in models:
         model.learn(60)
     models[1].set_parameters(models[0].get_parameters())
-    exact, rounded = (model.predict(observations(), deterministic=True)[0] for model in models)
-    assert 0 < np.abs(exact - rounded).max() < 0.2
+    exact, rounded = (model.predict(observations(64), deterministic=True)[0] for model in models)
+    drawn_anew = models[0].predict(observations(64))[0]
+    # Where two candidates are worth the same, rounding may choose the other: on average it moves plans far less than
+    # other candidates do
+    assert 0 < np.abs(exact - rounded).mean() < 0.2 * np.abs(exact - drawn_anew).mean()
     assert exact.dtype == rounded.dtype == np.float32
 
 

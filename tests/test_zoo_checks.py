@@ -97,7 +97,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("preset:'nope'", "nope"),
         ("learning_rate:'abc'", "'lin_1e-3', got 'abc'."),
         ("learning_rate:'lin_x'", "'lin_1e-3', got 'lin_x'."),
-        ("learning_rate:-1e-3", "learning rate"),
+        ("learning_rate:-1e-3", "learning_rate must be"),
         ("policy:'CnnPolicy'", "CnnPolicy needs image observations"),
         ("policy:'nope.Nope'", "policy='nope.Nope' does not work: No module named 'nope'."),
         ("policy_kwargs:{'widht': 5}", "widht"),
