@@ -61,6 +61,8 @@ class CollectingAlgorithm(RehearsingAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        # First of all: Stable-Baselines3 wants them in its own form, and what is refused must not cost an episode
+        self._follow_arguments()
         if self.replay_buffer is None:
             raise ValueError(
                 "The replay buffer is not defined: load one with load_replay_buffer, or build the model anew."

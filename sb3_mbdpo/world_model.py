@@ -2,7 +2,7 @@
 
 Verified against the released implementation: every module's forward pass, its regression targets and the gradients of
 one update (tests/test_golden.py). Different on purpose: random shifts of images act in training only; the task
-embedding is kept inside its norm by the forward pass, and stored so after each update, instead of at each look.
+embedding is kept inside its norm by the forward pass, and stored so after each update, instead of at each lookup.
 """
 
 from collections.abc import Callable, Sequence
@@ -176,7 +176,11 @@ class WorldModel(nn.Module):
 
     @th.no_grad()
     def project_embeddings(self) -> None:
-        """Scale task embeddings that an optimizer moved beyond norm 1 back to it: the longer, the slower they turn."""
+        """
+        Scale task embeddings [tasks, E] that an optimizer moved beyond norm 1 back to it, where they learn.
+
+        Left to grow they would turn ever more slowly. The released implementation does it at each lookup.
+        """
         if self.task_embedding is not None and self.task_embedding.weight.requires_grad:
             weight = self.task_embedding.weight
             weight.div_(weight.norm(dim=-1, keepdim=True).clamp_(min=1.0))

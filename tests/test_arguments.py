@@ -269,6 +269,13 @@ def test_a_callback_sets_what_stable_baselines3_keeps_in_another_form() -> None:
     assert {group["lr"] / group.get("lr_scale", 1.0) for group in model.policy.optimizer.param_groups} == {1e-5}
     assert model.train_freq == TrainFreq(4, TrainFrequencyUnit.STEP)
     assert model._n_updates == 6, "after 12, 14, 18, 22, 26, 30 steps"
+    model.train_freq = 3
+    model.learn(9, reset_num_timesteps=False)
+    assert model.train_freq == TrainFreq(3, TrainFrequencyUnit.STEP) and model._n_updates == 6 + 3
+    model.train_freq = 0
+    with pytest.raises(ValueError, match="train_freq must be"):
+        model.learn(9, reset_num_timesteps=False)
+    model.train_freq = 1
     for wrong in (-1.0, "fast", math.nan):
         model.learning_rate = wrong  # type: ignore[assignment]
         with pytest.raises(ValueError, match="learning_rate must be"):

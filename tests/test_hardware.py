@@ -67,7 +67,8 @@ def test_bfloat16_acts_nearly_alike_and_learns() -> None:
     drawn_anew = models[0].predict(observations(64))[0]
     # Where two candidates are worth the same, rounding may choose the other: on average it moves plans far less than
     # other candidates do
-    assert 0 < np.abs(exact - rounded).mean() < 0.2 * np.abs(exact - drawn_anew).mean()
+    moved = np.abs(exact - rounded)
+    assert 0 < moved.mean() < 0.2 * np.abs(exact - drawn_anew).mean() and np.quantile(moved, 0.9) < 0.2
     assert exact.dtype == rounded.dtype == np.float32
 
 
